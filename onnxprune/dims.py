@@ -1,0 +1,332 @@
+"""Joins identities into channels, channels into Dims, and finds which counts Dims may keep.
+
+Channels are the connected components of equality. Channels that occur alike in every source
+(same weights, same axes, same multiplicity) are interchangeable: they form a *part*; parts that
+a balance ties to each other's counts form one `Dim` with one list of feasible widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from onnxprune.balance import feasible_levels
+from onnxprune.fields import IntArray
+from onnxprune.flow import Slot, Ties
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Dim:
+    """Channels alike in every field: what a plan gives a width."""
+
+    index: int
+    name: str
+    parts: tuple[IntArray, ...]
+    """Channels of each part, ascending."""
+    levels: IntArray
+    """Shape (levels, parts): feasible kept counts, ascending; the last keeps all."""
+    parents: tuple[int, ...]
+    """For each part the channel (a head, a group) whose row it is; -1 for none."""
+    pinned: str = ""
+    """Why nothing may go; empty for a free Dim."""
+    approximate: str = ""
+    """Why removing is not zeroing; empty for an exact Dim."""
+
+    @property
+    def rows(self) -> int:
+        """Parts that keep equal counts."""
+        return len(self.parts)
+
+    @property
+    def size(self) -> int:
+        """Channels in a row (of the widest part)."""
+        return max(len(p) for p in self.parts)
+
+    @cached_property
+    def channels(self) -> IntArray:
+        """All channels, part by part."""
+        return np.concatenate(self.parts)
+
+    @property
+    def is_free(self) -> bool:
+        return not self.pinned and len(self.levels) > 1
+
+    @property
+    def is_exact(self) -> bool:
+        return not self.approximate
+
+
+@dataclass(frozen=True, eq=False)
+class Dims:
+    """All channels of a model and the Dims they form."""
+
+    of: IntArray
+    """Shape (identities,): the channel of each identity."""
+    count: int
+    dims: tuple[Dim, ...]
+    parent: IntArray
+    """Shape (channels,): the channel whose row this one is part of; -1 for none."""
+    ties: Ties
+    links: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+    @cached_property
+    def free(self) -> tuple[Dim, ...]:
+        """Dims that may be cut."""
+        return tuple(d for d in self.dims if d.is_free)
+
+    @cached_property
+    def children(self) -> dict[int, IntArray]:
+        """Channels of each parent's rows."""
+        if not self.count:
+            return {}
+        order = np.argsort(self.parent, kind="stable")
+        values, starts = np.unique(self.parent[order], return_index=True)
+        groups = np.split(order, starts[1:])
+        return {int(v): g for v, g in zip(values, groups, strict=True) if v >= 0}
+
+    @cached_property
+    def dim_of(self) -> IntArray:
+        """Shape (channels,): index of each channel's Dim."""
+        found = np.full(self.count, -1, np.int64)
+        for dim in self.dims:
+            found[dim.channels] = dim.index
+        return found
+
+
+def find_dims(ties: Ties) -> Dims:
+    """Channels and Dims from everything a walk found out."""
+    of, links = _channels(ties)
+    count = int(of.max(initial=-1)) + 1
+    parent = np.full(count, -1, np.int64)
+    parent[links[:, 1]] = links[:, 0]
+    pins = _reasons(of, [(p.ids, p.reason) for p in ties.pins], count)
+    _pin_parents(pins, links)
+    soft = _reasons(of, [(p.ids, p.reason) for p in ties.approximate], count)
+    likeness = _likeness(ties, of, count)
+    likeness += _mix(1, np.array([p >= 0 for p in pins[0]], np.uint64))
+    likeness += _mix(2, np.array([p >= 0 for p in soft[0]], np.uint64))
+    rows, membership = _balances(ties, of, count)
+    part_of = _group(np.stack([likeness, membership], axis=1)) if count else of
+    family_of = _families(part_of, rows)
+    dims = _build(ties, of, part_of, family_of, parent, pins, soft, rows)
+    pairs = frozenset(map(tuple, links.tolist()))
+    return Dims(of, count, dims, parent, ties, pairs)  # type: ignore[arg-type]
+
+
+Reasons = tuple[IntArray, list[str]]
+
+
+def _channels(ties: Ties) -> tuple[IntArray, IntArray]:
+    """Channel of each identity, and (parent, child) links between channels.
+
+    Parents that share a child go together: each is gone exactly if the child's row is.
+    """
+    pairs = [np.stack(p).astype(np.int64) for p in ties.pairs]
+    links = np.concatenate(
+        [np.stack(x, axis=1).astype(np.int64) for x in ties.links] or [np.zeros((0, 2), np.int64)]
+    )
+    while True:
+        of = _components(ties.count, pairs)
+        linked = np.unique(of[links], axis=0) if len(links) else links
+        own = linked[linked[:, 0] == linked[:, 1], 0]
+        stuck = linked[np.isin(linked[:, 0], own) & (linked[:, 0] != linked[:, 1])]
+        order = np.argsort(linked[:, 1], kind="stable")
+        by_child = linked[order]
+        shared = by_child[1:][by_child[1:, 1] == by_child[:-1, 1], 0], by_child[:-1][
+            by_child[1:, 1] == by_child[:-1, 1], 0
+        ]
+        merge = [np.stack(shared), stuck.T]
+        if not any(m.size for m in merge):
+            return of, linked[linked[:, 0] != linked[:, 1]]
+        first = np.unique(of, return_index=True)[1]
+        pairs += [first[m] for m in merge if m.size]
+
+
+def _components(count: int, pairs: list[IntArray]) -> IntArray:
+    if not pairs or not count:
+        return np.arange(count)
+    both = np.concatenate(pairs, axis=1)
+    graph = coo_matrix((np.ones(both.shape[1], np.int8), (both[0], both[1])), (count, count))
+    labels: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def _reasons(of: IntArray, marks: list[tuple[IntArray, str]], count: int) -> Reasons:
+    """First reason given for each channel: an index into the texts, -1 for none."""
+    first = np.full(count, -1, np.int64)
+    texts: list[str] = []
+    for ids, reason in marks:
+        channels = of[ids]
+        first[channels[first[channels] < 0]] = len(texts)
+        texts.append(reason)
+    return first, texts
+
+
+def _pin_parents(pins: Reasons, links: IntArray) -> None:
+    """A row with a channel that cannot go cannot go."""
+    while True:
+        held = links[(pins[0][links[:, 1]] >= 0) & (pins[0][links[:, 0]] < 0)]
+        if not len(held):
+            return
+        pins[0][held[:, 0]] = pins[0][held[:, 1]]
+
+
+def _mix(salt: int, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash (splitmix64) whose sums tell multisets apart."""
+    with np.errstate(over="ignore"):
+        z = values + np.uint64((salt * 0x9E3779B97F4A7C15) & (2**64 - 1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return out
+
+
+def _likeness(ties: Ties, of: IntArray, count: int) -> npt.NDArray[np.uint64]:
+    """A hash per channel of where it occurs: equal for interchangeable channels."""
+    total = np.zeros(count, np.uint64)
+    salt = 10
+    for source in ties.sources.values():
+        for one in source.fields:
+            salt += 1
+            found, times = np.unique(of[one.ids.ravel()], return_counts=True)
+            total[found] += _mix(salt, times.astype(np.uint64))
+    return total
+
+
+def _balances(
+    ties: Ties, of: IntArray, count: int
+) -> tuple[list[IntArray], npt.NDArray[np.uint64]]:
+    """Distinct balances (channels of rows, shape (rows, positions)) and a hash of membership."""
+    membership = np.zeros(count, np.uint64)
+    seen: dict[bytes, None] = {}
+    kept: list[IntArray] = []
+    for ids in ties.joints:
+        rows = np.unique(np.sort(of[ids], axis=1), axis=0)
+        key = rows.tobytes() + str(rows.shape).encode()
+        if len(rows) == 1 or key in seen:
+            continue
+        seen[key] = None
+        kept.append(rows)
+        number = np.repeat(np.arange(len(rows)), rows.shape[1])
+        cells, times = np.unique(
+            np.stack([number, rows.ravel()], axis=1), axis=0, return_counts=True
+        )
+        salted = cells[:, 0].astype(np.uint64) * np.uint64(1 << 20) + times.astype(np.uint64)
+        with np.errstate(over="ignore"):
+            np.add.at(membership, cells[:, 1], _mix(len(kept) + 7, salted))
+    return kept, membership
+
+
+def _group(keys: npt.NDArray[np.uint64]) -> IntArray:
+    inverse: IntArray = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    return inverse
+
+
+def _families(part_of: IntArray, rows: list[IntArray]) -> IntArray:
+    """Family of each part: parts whose counts a balance ties together."""
+    parts = int(part_of.max(initial=-1)) + 1
+    pairs = []
+    for table in rows:
+        members = np.unique(part_of[table.ravel()])
+        pairs.append(np.stack([members, np.full_like(members, members[0])]))
+    return _components(parts, pairs)
+
+
+def _build(
+    ties: Ties,
+    of: IntArray,
+    part_of: IntArray,
+    family_of: IntArray,
+    parent: IntArray,
+    pins: Reasons,
+    soft: Reasons,
+    rows: list[IntArray],
+) -> tuple[Dim, ...]:
+    order = np.argsort(part_of, kind="stable")
+    starts = np.unique(part_of[order], return_index=True)[1]
+    members = np.split(order, starts[1:]) if len(order) else []
+    families: dict[int, list[IntArray]] = {}
+    for part, channels in enumerate(members):
+        families.setdefault(int(family_of[part]), []).append(np.sort(channels))
+    tables: dict[int, list[IntArray]] = {}
+    for table in rows:
+        tables.setdefault(int(family_of[part_of[table.flat[0]]]), []).append(table)
+    ordered = sorted(families.values(), key=lambda parts: min(int(p[0]) for p in parts))
+    names = _names(ties, of, ordered)
+    return tuple(
+        Dim(
+            index=i,
+            name=names[i],
+            parts=(parts := tuple(sorted(found, key=lambda p: int(p[0])))),
+            levels=_levels(parts, tables.get(int(family_of[part_of[parts[0][0]]]), [])),
+            parents=tuple(int(parent[p[0]]) for p in parts),
+            pinned=_text(pins, parts),
+            approximate=_text(soft, parts),
+        )
+        for i, found in enumerate(ordered)
+    )
+
+
+def _levels(parts: tuple[IntArray, ...], tables: list[IntArray]) -> IntArray:
+    """Feasible kept counts of the parts of one Dim."""
+    sizes = [len(p) for p in parts]
+    if len(parts) == 1:
+        return np.arange(1, sizes[0] + 1)[:, None]
+    number = {int(c): i for i, p in enumerate(parts) for c in p}
+    rows = []
+    for table in tables:
+        weights = np.zeros((len(table), len(parts)))
+        for at, row in enumerate(table):
+            found, times = np.unique([number[int(c)] for c in row], return_counts=True)
+            weights[at, found] = times / np.array(sizes)[found]
+        rows.append(weights)
+    return feasible_levels(sizes, rows)
+
+
+def _text(reasons: Reasons, parts: tuple[IntArray, ...]) -> str:
+    for part in parts:
+        marked = reasons[0][part]
+        if (marked >= 0).any():
+            return reasons[1][int(marked[marked >= 0][0])]
+    return ""
+
+
+def _names(ties: Ties, of: IntArray, families: list[list[IntArray]]) -> list[str]:
+    """A name for each Dim: the largest weight that makes it, else the first node it is seen at."""
+    firsts = np.array([int(parts[0][0]) for parts in families], np.int64)
+    best = _best_sources(ties, of, firsts)
+    taken: dict[str, int] = {}
+    names = []
+    for channel in firsts:
+        base = best.get(int(channel), (0, f"dim {int(channel)}"))[1]
+        taken[base] = taken.get(base, 0) + 1
+        names.append(base if taken[base] == 1 else f"{base}#{taken[base]}")
+    return names
+
+
+def _best_sources(ties: Ties, of: IntArray, firsts: IntArray) -> dict[int, tuple[int, str]]:
+    """For some channels: (how well it names them, name) of the best source they occur in."""
+    wanted = np.zeros(int(of.max(initial=-1)) + 1, np.bool_)
+    wanted[firsts] = True
+    read = {(r.key, r.slot, r.field.axes) for r in ties.readers}
+    best: dict[int, tuple[int, str]] = {}
+    for slot, source in ties.sources.items():
+        for one in source.fields:
+            makes = bool(source.initializer) and (*slot, one.axes) not in read
+            kind = (2 if makes and len(source.fields) > 1 else 1) if source.initializer else 0
+            channels = of[one.ids.ravel()]
+            for channel in np.unique(channels[wanted[channels]]):
+                if best.get(int(channel), (-1, ""))[0] < kind:
+                    best[int(channel)] = (kind, _source_name(slot, source.initializer))
+    return best
+
+
+def _source_name(slot: Slot, initializer: str) -> str:
+    return initializer or f"{slot[0]} {slot[1]}"

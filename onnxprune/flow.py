@@ -1,0 +1,374 @@
+"""Identity flow: what hangs together in a graph, found by following identities through it.
+
+A `Flow` walks the nodes in order. Operator rules speak to it in a few words: `fields`, `put`,
+`source` (fresh identities), `equal`, `contract`, `link` (rows of a parent), `pin`,
+`approximate`. It works in two modes. When it *discovers*, ties are collected. When it *checks*
+(the proof), every source carries the identities a cut kept, and each tie must already hold,
+position by position; what does not is a violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.fields import (
+    Field,
+    IntArray,
+    along,
+    regroup,
+    regroup_bounds,
+    settle,
+    thin_after,
+)
+from onnxprune.graph import Model, Node
+from onnxprune.shapes import Array, Shape, Shapes, constant, describe
+
+Slot = tuple[str, int | str]
+"""Where a source stands: (node key, input index) for a weight's use, (node key, word) else."""
+
+
+Axes = tuple[tuple[int, ...], int]
+"""Axes of a field, and the one that thins."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Identities made afresh: one use of an initializer, or positions an operator adds."""
+
+    fields: tuple[Field, ...]
+    initializer: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Pin:
+    """Identities that may not go, and why, in the user's words."""
+
+    ids: IntArray
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A sum over identities: the node's input `slot` is summed along the axes of `field`."""
+
+    key: str
+    slot: int
+    field: Field
+
+
+@dataclass
+class Ties:
+    """Everything a walk found out about identities."""
+
+    count: int = 0
+    pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    """(parent, child): a parent is gone exactly if all its children are."""
+    joints: list[IntArray] = field(default_factory=list)
+    """Shape (rows, positions): rows that keep equal counts, or vanish whole."""
+    pins: list[Pin] = field(default_factory=list)
+    approximate: list[Pin] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    sources: dict[Slot, Source] = field(default_factory=dict)
+    fields: dict[str, tuple[Field, ...]] = field(default_factory=dict)
+    """Fields of every computed value."""
+    settled: dict[str, list[Axes | None]] = field(default_factory=dict)
+    """Axes along which moved fields vary, in the order of the moved fields."""
+    unknown: list[str] = field(default_factory=list)
+    """Nodes without a rule."""
+
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A tie that does not hold in a cut graph."""
+
+    where: str
+    what: str
+
+
+class Checker(Protocol):
+    """What the proof knows about the original: see `proof`."""
+
+    def source(self, slot: Slot) -> tuple[Field, ...] | None: ...
+    def same(self, a: IntArray, b: IntArray) -> bool: ...
+    def linked(self, parent: IntArray, child: IntArray) -> bool: ...
+    def axes(self, name: str) -> list[Axes | None] | None: ...
+    def order(self, slot: Slot, weight: Field, data: Field) -> IntArray | None: ...
+    def reorder(self, slot: Slot, take: Field, axis: int) -> None: ...
+    def spans(self, name: str, axis: int) -> bool | None: ...
+
+
+class Flow:
+    """One walk over a graph. Rules see the current node through it."""
+
+    def __init__(
+        self, model: Model, first: Shapes, second: Shapes, checker: Checker | None = None
+    ) -> None:
+        self.model, self.first, self.second, self.checker = model, first, second, checker
+        self.ties = Ties()
+        self.violations: list[Violation] = []
+        self.node: Node = None  # type: ignore[assignment]  # set by the walk
+
+    # --- what a rule may ask -------------------------------------------------------------
+
+    def shape(self, name: str) -> Shape | None:
+        """Concrete shape of a tensor at the first sizes; None where it depends on the data."""
+        return self.first.shape.get(name)
+
+    def shapes(self, name: str) -> tuple[Shape, Shape]:
+        """Shapes at both sizes; equal entries are static."""
+        return self.first.shape[name], self.second.shape[name]
+
+    def value(self, slot: int) -> Array | None:
+        """Known value of an input: shape arithmetic, or any constant at all."""
+        name = self.node.input(slot)
+        if (found := self.first.value.get(name)) is not None:
+            return found
+        if name in self.model.initializers and name not in self.model.overridable:
+            return self.model.array(name)
+        return None
+
+    def is_float(self, name: str) -> bool:
+        """True for a tensor of floating point numbers: data, not shape arithmetic."""
+        return self.first.dtype.get(name) in FLOATS
+
+    def is_weight(self, slot: int) -> bool:
+        """True for an input that is an initializer, read where it stands."""
+        name = self.node.input(slot)
+        return name in self.model.initializers and name not in self.model.overridable
+
+    def spans(self, name: str, axis: int) -> bool:
+        """True where the axis had more than one position before anything was cut."""
+        if self.checker and (known := self.checker.spans(name, axis)) is not None:
+            return known
+        return self.first.shape[name][axis] > 1
+
+    def fields(self, slot: int) -> tuple[Field, ...]:
+        """Fields of an input; a weight read without more ado gets one for each of its axes."""
+        name = self.node.input(slot)
+        if not self.is_weight(slot):
+            return self.ties.fields.get(name, ())
+        return self.source(slot, lambda: self.plain(self.first.shape[name]), name)
+
+    # --- words ---------------------------------------------------------------------------
+
+    def plain(self, shape: Shape) -> list[Field]:
+        """Fresh identities for every axis longer than 1."""
+        return [along(self.fresh(n), a, len(shape)) for a, n in enumerate(shape) if n > 1]
+
+    def fresh(self, count: int) -> IntArray:
+        """New identities, shape (count,)."""
+        start = self.ties.count
+        self.ties.count += count
+        return np.arange(start, start + count, dtype=np.int32)
+
+    def source(
+        self, slot: int | str, make: Callable[[], Sequence[Field]], initializer: str = ""
+    ) -> tuple[Field, ...]:
+        """Identities made here: by `make` when discovering, as kept when checking."""
+        key = (self.node.key, slot)
+        if key not in self.ties.sources:
+            kept = self.checker.source(key) if self.checker else None
+            made = tuple(make()) if kept is None else kept
+            self.ties.sources[key] = Source(made, initializer)
+            for one in made:
+                self.joint(one)
+        return self.ties.sources[key].fields
+
+    def put(self, output: int, fields: Sequence[Field | None]) -> None:
+        """Say which identities live on an output of the current node."""
+        name = self.node.outputs[output] if output < len(self.node.outputs) else ""
+        kept = tuple(f for f in fields if f is not None)
+        if not name:
+            return
+        if self.checker:
+            self._check_lengths(name, kept)
+        if kept:
+            self.ties.fields[name] = kept
+            for one in kept:
+                self.joint(one)
+
+    def settle(
+        self, key: str, moved: Sequence[tuple[IntArray, Sequence[int]]]
+    ) -> list[Field | None]:
+        """Fields from identities that went through a move, constant axes compressed.
+
+        Which axes are constant is found when discovering and remembered under `key` for the
+        check, where an axis may have become too short to tell.
+
+        Args:
+            moved: identities, and the axes preferred for thinning.
+        """
+        known = self.checker.axes(key) if self.checker else None
+        if known is None or len(known) != len(moved):
+            found = [settle(ids, thin) for ids, thin in moved]
+            self.ties.settled[key] = [f and (f.axes, f.thin) for f in found]
+            return found
+        return [_keep_axes(m[0], axes) for m, axes in zip(moved, known, strict=True)]
+
+    def reshape(
+        self, key: str, fields: Sequence[Field], pairs: Sequence[tuple[Shape, Shape]]
+    ) -> list[Field | None]:
+        """Fields after a reshape, or seen through a view.
+
+        Args:
+            pairs: (shape before, shape after) at the first sizes, and at others where known.
+        """
+        if pairs[0][0] == pairs[0][1]:
+            return list(fields)
+        blocks = regroup_bounds(pairs)
+        found = self.settle(
+            key, [(regroup(f.ids, *pairs[0], blocks), thin_after(f, blocks)) for f in fields]
+        )
+        for one in found:
+            if one is not None:
+                self.joint(one)  # a view must stay a rectangle too
+        return found
+
+    def equal(self, a: IntArray, b: IntArray) -> None:
+        """These identities, broadcast against each other, are the same channels."""
+        if a is b:
+            return
+        if self.checker is None:
+            self.ties.pairs.append(_flat(a, b))
+        elif not self._broadcasts(a, b) or not self.checker.same(a, b):
+            self._violate(f"positions differ: {a.shape} and {b.shape}")
+
+    def link(self, parent: IntArray, child: IntArray) -> None:
+        """A parent is gone exactly if all its children are; arrays broadcast."""
+        if self.checker is None:
+            self.ties.links.append(_flat(parent, child))
+        elif not self._broadcasts(parent, child) or not self.checker.linked(parent, child):
+            self._violate(f"rows differ: {parent.shape} and {child.shape}")
+
+    def joint(self, one: Field) -> None:
+        """Rows of a joint field keep equal counts."""
+        if self.checker is None and len(one.axes) > 1:
+            ids = np.moveaxis(one.ids, one.thin, -1)
+            self.ties.joints.append(ids.reshape(-1, ids.shape[-1]))
+
+    def contract(self, slot: int, one: Field) -> None:
+        """The node sums its input `slot` over this field."""
+        self.ties.readers.append(Reader(self.node.key, slot, one))
+
+    def pin(self, fields: Sequence[Field], reason: str) -> None:
+        """These identities cannot go."""
+        if self.checker is None:
+            self.ties.pins += [Pin(f.ids.ravel(), reason) for f in fields]
+
+    def approximate(self, fields: Sequence[Field], reason: str) -> None:
+        """These can go, but removing is not the same as zeroing."""
+        if self.checker is None:
+            self.ties.approximate += [Pin(f.ids.ravel(), reason) for f in fields]
+
+    def tie_along(self, one: Field, axes: Sequence[int]) -> Field | None:
+        """Make a field constant along axes: all identities along them become one channel."""
+        ids = one.ids
+        for axis in axes:
+            head = ids.take([0], axis=axis)
+            if ids.shape[axis] > 1:
+                self.equal(ids, head)
+            ids = head
+        rest = tuple(a for a in one.axes if a not in axes)
+        if not rest:
+            return None
+        return Field(ids, rest, one.thin if one.thin in rest else rest[-1])
+
+    def where(self, note: str = "") -> str:
+        """The current node in the user's words."""
+        return describe(self.node) + (f", {note}" if note else "")
+
+    # --- checking ------------------------------------------------------------------------
+
+    def _broadcasts(self, a: IntArray, b: IntArray) -> bool:
+        lengths = zip(reversed(a.shape), reversed(b.shape), strict=False)
+        return all(n == m or 1 in (n, m) for n, m in lengths)
+
+    def _check_lengths(self, name: str, fields: Sequence[Field]) -> None:
+        shape = self.first.shape.get(name)
+        for one in fields:
+            wrong = shape is None or any(one.ids.shape[a] != shape[a] for a in one.axes)
+            if wrong:
+                self._violate(f"`{name}` has shape {shape}, its identities {one.ids.shape}")
+
+    def _violate(self, what: str) -> None:
+        self.violations.append(Violation(self.where(), what))
+
+
+def _keep_axes(ids: IntArray, known: Axes | None) -> Field | None:
+    if known is None:
+        return None
+    for axis in range(ids.ndim):
+        if axis not in known[0]:
+            ids = ids.take([0], axis=axis)
+    return Field(ids, *known)
+
+
+def _flat(a: IntArray, b: IntArray) -> tuple[IntArray, IntArray]:
+    x, y = np.broadcast_arrays(a, b)
+    return x.ravel(), y.ravel()
+
+
+Rule = Callable[[Flow, Node], Any]
+RuleFor = Callable[[Node, int], Rule | None]
+
+
+def walk(flow: Flow, rule_for: RuleFor) -> Ties:
+    """Run every node's rule in order, then pin what leaves the graph.
+
+    Args:
+        rule_for: the rule of a node at the model's opset, None where there is none.
+    """
+    captured = flow.model.captured
+    for node in flow.model.nodes:
+        flow.node = node
+        _visit(flow, node, rule_for)
+        crossing = [n for n in node.outputs if n in captured]
+        for name in crossing:
+            flow.pin(flow.ties.fields.get(name, ()), f"`{name}` is used inside an If, Loop or Scan")
+    for info in flow.model.outputs:
+        flow.pin(flow.ties.fields.get(info.name, ()), f"graph output `{info.name}`")
+    return flow.ties
+
+
+def _visit(flow: Flow, node: Node, rule_for: RuleFor) -> None:
+    if _only_shapes(flow, node):
+        return
+    rule = rule_for(node, flow.model.opsets.get(node.domain, 0))
+    unshaped = [n for n in node.inputs if n and flow.shape(n) is None]
+    missing = [n for n in node.outputs if n and flow.shape(n) is None]
+    if rule is None or unshaped or missing:
+        _pin_inputs(flow, node, rule is None)
+        return
+    rule(flow, node)
+
+
+def _only_shapes(flow: Flow, node: Node) -> bool:
+    """Shape arithmetic carries no identities, unless it grew some (ConstantOfShape, Expand)."""
+    if node.op in {"Shape", "Size"} and node.domain == "":
+        return True
+    known = all(n in flow.first.value for n in node.outputs if n)
+    grows = node.op in {"ConstantOfShape", "Expand"} and flow.is_float(node.outputs[0])
+    carries = any(n in flow.ties.fields for n in node.inputs)
+    weights = any(constant(flow.model, n) is None for n in node.inputs if n in
+                  flow.model.initializers)  # fmt: skip
+    return known and not grows and not carries and not weights
+
+
+def _pin_inputs(flow: Flow, node: Node, no_rule: bool) -> None:
+    if no_rule:
+        flow.ties.unknown.append(node.key)
+        reason = f"no rule for the operator {node.op}: {describe(node)}"
+    else:
+        reason = f"shape depends on the data: {describe(node)}"
+    for slot, name in enumerate(node.inputs):
+        if name and flow.shape(name) is not None:
+            flow.pin(flow.fields(slot), reason)

@@ -1,0 +1,111 @@
+"""Proof of a cut: the flow again over the cut graph, position by position.
+
+Every weight carries the identities it kept, in order; every tie the rules state must already
+hold. This shows that the cut follows the flow on every axis, without a single input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.compact import Take, compact_field, takes
+from onnxprune.dims import BoolArray, Dims
+from onnxprune.fields import Field, IntArray
+from onnxprune.flow import Axes, Flow, RuleFor, Slot, Violation, walk
+from onnxprune.graph import Model
+from onnxprune.shapes import Shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the original's flow says about a cut: the `Checker` of the second walk."""
+
+    dims: Dims
+    shapes: Shapes
+    """Shapes of the original at the first sizes."""
+    alive: BoolArray
+    """Shape (identities,)."""
+    orders: dict[Slot, list[Take]] = field(default_factory=dict)
+    """Orders in which weights are taken, over what they kept."""
+    wanted: dict[Slot, list[Take]] = field(default_factory=dict)
+    """Orders that a walk found to be needed beyond those."""
+
+    def source(self, slot: Slot) -> tuple[Field, ...] | None:
+        """The identities that a source kept, in order."""
+        source = self.dims.ties.sources.get(slot)
+        if source is None:
+            return None
+        rank = max((f.ids.ndim for f in source.fields), default=0)
+        shape = tuple(
+            max((f.ids.shape[a] for f in source.fields), default=1) for a in range(rank)
+        )
+        found = takes(source.fields, shape, self.alive) + self.orders.get(slot, [])
+        return tuple(compact_field(f, found) for f in source.fields)
+
+    def same(self, a: IntArray, b: IntArray) -> bool:
+        """True where all identities, broadcast, are the same channels."""
+        return bool(np.all(self._channel(a) == self._channel(b)))
+
+    def linked(self, parent: IntArray, child: IntArray) -> bool:
+        """True where each child is in a row of its parent."""
+        above, below = np.broadcast_arrays(self._channel(parent), self._channel(child))
+        if below.size and below.max(initial=-1) < 0:
+            return False
+        own = self.dims.parent[below]
+        return bool(np.all((own == above) | (below == above)))
+
+    def axes(self, name: str) -> list[Axes | None] | None:
+        """Axes along which the fields moved onto a value vary."""
+        return self.dims.ties.settled.get(name)
+
+    def spans(self, name: str, axis: int) -> bool | None:
+        """True where the original had more than one position."""
+        shape = self.shapes.shape.get(name)
+        return None if shape is None or axis >= len(shape) else shape[axis] > 1
+
+    def order(self, slot: Slot, weight: Field, data: Field) -> IntArray | None:
+        """Positions of a weight's field, row by row, in the order of the data's channels.
+
+        None where they agree already, or cannot be made to.
+        """
+        axis = weight.thin
+        if weight.ids.shape != data.ids.shape:
+            return None
+        own, other = self._channel(weight.ids), self._channel(data.ids)
+        if np.array_equal(own, other):
+            return None
+        ours, theirs = (np.argsort(x, axis=axis, kind="stable") for x in (own, other))
+        sorted_own = np.take_along_axis(own, ours, axis)
+        if not np.array_equal(sorted_own, np.take_along_axis(other, theirs, axis)):
+            return None
+        order = np.empty_like(ours)
+        np.put_along_axis(order, theirs, ours, axis)
+        return order
+
+    def reorder(self, slot: Slot, take: Field, axis: int) -> None:
+        """Remember an order, as positions of the weight's own axis."""
+        rows = tuple(a for a in take.axes if a != axis)
+        moved = np.moveaxis(take.ids, [*rows, axis], range(len(rows) + 1))
+        kept = moved.reshape(moved.shape[: len(rows) + 1])
+        self.wanted.setdefault(slot, []).append(Take(axis, kept.astype(np.int64), rows))
+
+    def _channel(self, ids: IntArray) -> IntArray:
+        known = np.append(self.dims.of, -1)
+        found: IntArray = known[np.minimum(ids, len(self.dims.of))]
+        return found
+
+
+def prove(
+    cut: Model,
+    first: Shapes,
+    second: Shapes,
+    kept: Kept,
+    rule_for: RuleFor,
+) -> list[Violation]:
+    """What does not hold in a cut graph; empty for a right one."""
+    flow = Flow(cut, first, second, kept)
+    flow.ties.count = len(kept.dims.of)
+    walk(flow, rule_for)
+    return flow.violations
