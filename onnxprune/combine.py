@@ -38,6 +38,10 @@ class Operand:
     view: Shape | None = None
     own: tuple[tuple[str, ...], ...] = ()
     """Labels over which a weight has joint identities of its own (group and output)."""
+    still: tuple[str, ...] = ()
+    """Labels along which identities repeat (gates): what differs there is tied."""
+    again: tuple[str, ...] = ()
+    """Labels of length 1 here, along which this operand serves again and again (query heads)."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,36 @@ class Combiner:
     def _add(self, operand: Operand, fields: Sequence[Field]) -> None:
         key = f"{self.flow.node.key}/{operand.slot}/{self.word}"
         pairs = [(self.tensor_shape(operand), self.view(operand))]
-        for own, seen in zip(fields, self.flow.reshape(key, fields, pairs), strict=True):
+        still = [i for i, x in enumerate(operand.labels) if x in operand.still]
+        for own, seen in zip(fields, self.flow.reshape(key, fields, pairs, still), strict=True):
             lifted = self.lift(operand, seen) if seen is not None else None
+            lifted = self._steady(operand, lifted) if lifted is not None else None
             if lifted is None:
                 self.flow.pin([own], f"{self.flow.where()} cannot lose positions of this axis")
             else:
                 self.lifted.append(Lifted(lifted, operand.slot, own))
 
+    def _steady(self, operand: Operand, one: Field) -> Field | None:
+        """The field, constant along the labels that hold still, repeated where it serves again."""
+        axes = [a for a in one.axes if self.space[a] in operand.still]
+        found = self.flow.tie_along(one, axes) if axes else one
+        for label in operand.again:
+            length = max(self._length(o, label) for o in self.operands)
+            if found is not None and length > 1:
+                at = self.space.index(label)
+                ids = np.repeat(found.ids, length, axis=at)
+                found = Field(ids, tuple(sorted({*found.axes, at})), found.thin)
+        return found
+
+    def _length(self, operand: Operand, label: str) -> int:
+        return self.view(operand)[operand.labels.index(label)] if label in operand.labels else 1
+
     def _mirror(self, operand: Operand) -> list[Field]:
         """Fresh identities for a weight, in the pattern of the data it is lined up with."""
-        view = self.view(operand)
-        lengths = {x: n for x, n in zip(operand.labels, view, strict=True) if x and n > 1}
-        made, covered = [], set[str]()
+        pairs = zip(operand.labels, self.view(operand), strict=True)
+        lengths = {x: n for x, n in pairs if x and n > 1 and x not in operand.still}
+        made: list[tuple[set[str], Field | None]] = []
+        covered = set[str]()
         for other in [item.field for item in self.lifted]:
             labels = [self.space[a] for a in other.axes]
             if any(other.ids.shape[a] != lengths.get(x) for a, x in zip(other.axes, labels,
@@ -328,7 +350,7 @@ def combine(
     name = flow.node.outputs[output]
     shape = flow.shape(name)
     assert shape is not None, "the walk only visits nodes whose shapes are known"
-    placed = [_place(one, work.space, result.labels) for one in kept]
+    placed = [place(one, work.space, result.labels) for one in kept]
     for one in placed:
         flow.joint(one)
     pairs = [(result.view or shape, shape)]
@@ -337,16 +359,16 @@ def combine(
     return [f for f in fields if f is not None]
 
 
-def _place(one: Field, space: list[str], labels: Labels) -> Field:
-    """A field of the space on the output's axes."""
+def place(one: Field, space: list[str], labels: Labels) -> Field:
+    """A field of the space on the axes of a tensor."""
     index = {x: i for i, x in enumerate(space)}
     order = [index.get(x) if x is not None else None for x in labels]
     kept = [a for a in order if a is not None]
     ids = one.ids.transpose(kept + [a for a in range(one.ids.ndim) if a not in kept])
     lengths = iter(ids.shape)
     seen = ids.reshape([1 if a is None else next(lengths) for a in order])
-    place = {a: i for i, a in enumerate(order) if a is not None}
-    return one.moved(seen, [place.get(a, 0) for a in range(one.ids.ndim)])
+    where = {a: i for i, a in enumerate(order) if a is not None}
+    return one.moved(seen, [where.get(a, 0) for a in range(one.ids.ndim)])
 
 
 def _without_repeats(fields: Sequence[Field]) -> list[Field]:

@@ -148,6 +148,10 @@ class Cutter:
         _replace(self._proto, [helper.make_attribute("axis", axis)])
         self._wants.clear()
 
+    def leave_out(self, node: Node, slot: int) -> None:
+        assert self._proto is not None, "only called while a node is rewired"
+        self._proto.input[slot] = ""
+
     # --- one node ----------------------------------------------------------------------------
 
     def step(self, node: Node) -> None:

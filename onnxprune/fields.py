@@ -108,17 +108,22 @@ def _chain(cuts: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
 
 
 def regroup(
-    ids: IntArray, before: Shape, after: Shape, blocks: list[tuple[int, int, int, int]]
+    ids: IntArray,
+    before: Shape,
+    after: Shape,
+    blocks: list[tuple[int, int, int, int]],
+    axes: Sequence[int] = (),
 ) -> IntArray:
     """Identities after a Reshape; only blocks along which they vary are expanded.
 
     Args:
         ids: each axis is 1 or the length in `before`.
         before, after: shapes of the tensor.
+        axes: axes along which they varied before a cut left one position.
     """
     full, target = list(ids.shape), [1] * len(after)
     for i0, i1, j0, j1 in blocks:
-        if any(ids.shape[i] > 1 for i in range(i0, i1)):
+        if any(ids.shape[i] > 1 or i in axes for i in range(i0, i1)):
             full[i0:i1] = before[i0:i1]
             target[j0:j1] = after[j0:j1]
     return np.broadcast_to(ids, full).reshape(target)

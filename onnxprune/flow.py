@@ -35,6 +35,9 @@ Slot = tuple[str, int | str]
 Axes = tuple[tuple[int, ...], int]
 """Axes of a field, and the one that thins."""
 
+Blocks = list[tuple[int, int, int, int]]
+"""Axes that a reshape maps onto each other: (in from, in to, out from, out to)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -59,6 +62,8 @@ class Reader:
     key: str
     slot: int
     field: Field
+    beside: bool = False
+    """True for what must be silenced too: a bias that is added before the sum."""
 
 
 @dataclass
@@ -79,6 +84,8 @@ class Ties:
     """Fields of every computed value."""
     settled: dict[str, list[Axes | None]] = field(default_factory=dict)
     """Axes along which moved fields vary, in the order of the moved fields."""
+    blocks: dict[str, Blocks] = field(default_factory=dict)
+    """Which axes each reshape maps onto which."""
     unknown: list[str] = field(default_factory=list)
     """Nodes without a rule."""
 
@@ -101,6 +108,7 @@ class Checker(Protocol):
     def same(self, a: IntArray, b: IntArray) -> bool: ...
     def linked(self, parent: IntArray, child: IntArray) -> bool: ...
     def axes(self, name: str) -> list[Axes | None] | None: ...
+    def blocks(self, name: str) -> Blocks | None: ...
     def order(self, slot: Slot, weight: Field, data: Field) -> IntArray | None: ...
     def reorder(self, slot: Slot, take: Field, axis: int) -> None: ...
     def spans(self, name: str, axis: int) -> bool | None: ...
@@ -215,23 +223,46 @@ class Flow:
         return [_keep_axes(m[0], axes) for m, axes in zip(moved, known, strict=True)]
 
     def reshape(
-        self, key: str, fields: Sequence[Field], pairs: Sequence[tuple[Shape, Shape]]
+        self,
+        key: str,
+        fields: Sequence[Field],
+        pairs: Sequence[tuple[Shape, Shape]],
+        still: Sequence[int] = (),
     ) -> list[Field | None]:
         """Fields after a reshape, or seen through a view.
 
         Args:
             pairs: (shape before, shape after) at the first sizes, and at others where known.
+            still: axes after it that do not thin.
         """
         if pairs[0][0] == pairs[0][1]:
             return list(fields)
-        blocks = regroup_bounds(pairs)
+        blocks = self._blocks(key, pairs)
         found = self.settle(
-            key, [(regroup(f.ids, *pairs[0], blocks), thin_after(f, blocks)) for f in fields]
+            key,
+            [
+                (
+                    regroup(f.ids, *pairs[0], blocks, f.axes),
+                    [a for a in thin_after(f, blocks) if a not in still],
+                )
+                for f in fields
+            ],
         )
         for one in found:
             if one is not None:
                 self.joint(one)  # a view must stay a rectangle too
         return found
+
+    def _blocks(self, key: str, pairs: Sequence[tuple[Shape, Shape]]) -> Blocks:
+        """The blocks of a reshape: after a cut those of the original, whose axes were longer."""
+        known = self.checker.blocks(key) if self.checker else None
+        fits = known is not None and all(
+            np.prod(before[i0:i1]) == np.prod(after[j0:j1])
+            for before, after in pairs
+            for i0, i1, j0, j1 in known
+        )
+        self.ties.blocks[key] = known if known is not None and fits else regroup_bounds(pairs)
+        return self.ties.blocks[key]
 
     def equal(self, a: IntArray, b: IntArray) -> None:
         """These identities, broadcast against each other, are the same channels."""
@@ -255,9 +286,9 @@ class Flow:
             ids = np.moveaxis(one.ids, one.thin, -1)
             self.ties.joints.append(ids.reshape(-1, ids.shape[-1]))
 
-    def contract(self, slot: int, one: Field) -> None:
-        """The node sums its input `slot` over this field."""
-        self.ties.readers.append(Reader(self.node.key, slot, one))
+    def contract(self, slot: int, one: Field, *, beside: bool = False) -> None:
+        """The node sums its input `slot` over this field, or what it adds it to."""
+        self.ties.readers.append(Reader(self.node.key, slot, one, beside))
 
     def pin(self, fields: Sequence[Field], reason: str) -> None:
         """These identities cannot go."""

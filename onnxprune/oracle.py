@@ -8,6 +8,7 @@ both models then agree, whatever the plan.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -15,6 +16,12 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.flow import Reader
 from onnxprune.graph import Model
+from onnxprune.rules.quant import ZERO_POINTS
+from onnxprune.runtime import seeded_inputs, session
+from onnxprune.shapes import Array, Shape
+
+# Outputs smaller than this are compared absolutely.
+FLOOR = 1e-3
 
 
 def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
@@ -34,9 +41,10 @@ def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
     for node in model.nodes:
         copy = NodeProto()
         copy.CopyFrom(node.proto)
-        readers = by_node.get(node.key, [])
+        beside = [r for r in by_node.get(node.key, []) if r.beside]
+        readers = [r for r in by_node.get(node.key, []) if not r.beside]
         weights = [r for r in readers if node.inputs[r.slot] in model.initializers]
-        for number, reader in enumerate(weights or readers):
+        for number, reader in enumerate((weights or readers) + beside):
             _silence(model, proto, copy, reader, alive, number)
         proto.graph.node.append(copy)
     return proto
@@ -52,14 +60,28 @@ def _silence(
     stored = {t.name: t for t in proto.graph.initializer} if name not in model.producer else {}
     if name in stored:
         array = numpy_helper.to_array(stored[name])
-        proto.graph.initializer.append(
-            numpy_helper.from_array((array * keep.astype(array.dtype)).astype(array.dtype), new)
-        )
+        zero = np.asarray(_zero(model, node, reader.slot, array.ndim), array.dtype)
+        proto.graph.initializer.append(numpy_helper.from_array(np.where(keep, array, zero), new))
     else:
         kind = _dtype(model, name)
         proto.graph.initializer.append(numpy_helper.from_array(keep.astype(kind), f"{new}_mask"))
         proto.graph.node.append(helper.make_node("Mul", [name, f"{new}_mask"], [new], name=new))
     node.input[reader.slot] = new
+
+
+def _zero(model: Model, node: NodeProto, slot: int, rank: int) -> Array | int:
+    """What stands for zero in a weight: the zero point of a quantised one."""
+    at = ZERO_POINTS.get(node.op_type, {}).get(slot, len(node.input))
+    name = node.input[at] if at < len(node.input) else ""
+    if name not in model.initializers:
+        return 0
+    point = model.array(name)
+    if point.size == 1:
+        return np.asarray(point.ravel()[0])
+    turned = any(a.name == "transB" and a.i for a in node.attribute)
+    if "Conv" in node.op_type or turned:
+        return np.asarray(point.reshape(-1, *[1] * (rank - 1)))
+    return np.asarray(point)
 
 
 def _dtype(model: Model, name: str) -> np.dtype[np.generic]:
@@ -68,3 +90,42 @@ def _dtype(model: Model, name: str) -> np.dtype[np.generic]:
         if info.name == name and info.type.tensor_type.elem_type:
             return np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
     return np.dtype(np.float32)
+
+
+def disagreement(
+    model: Model,
+    dims: Dims,
+    removed: BoolArray,
+    cut: Model,
+    shapes: Mapping[str, Shape],
+    seeds: Sequence[int] = (0, 1),
+) -> float | None:
+    """Largest difference between a cut model and the silenced original, relative per output.
+
+    Returns: None where no output can be compared (none is a tensor of numbers).
+    """
+    silenced = session(mask(model, dims, removed), optimize=False)
+    small = session(cut.proto, optimize=False)
+    worst: float | None = None
+    for seed in seeds:
+        feeds = seeded_inputs(model.inputs, shapes, seed)
+        pairs = zip(silenced.run(feeds), small.run(feeds), strict=True)
+        for ours, theirs in pairs:
+            found = relative(np.asarray(ours), np.asarray(theirs))
+            if found is not None:
+                worst = max(worst or 0.0, found)
+    return worst
+
+
+def relative(a: Array, b: Array) -> float | None:
+    """Largest difference relative to the largest value; integers and bools are not compared."""
+    if a.dtype.kind != "f" or a.shape != b.shape:
+        return None if a.shape == b.shape else float("inf")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    difference = np.where(same, 0.0, np.abs(a - b))
+    finite = np.abs(a[np.isfinite(a)])
+    # Below the floor outputs are rounding noise (a saturated sigmoid).
+    return float(difference.max() / max(float(finite.max(initial=0.0)), FLOOR))

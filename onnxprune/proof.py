@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.compact import Take, compact_field, takes
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.fields import Field, IntArray
-from onnxprune.flow import Axes, Flow, RuleFor, Slot, Violation, walk
+from onnxprune.flow import Axes, Blocks, Flow, RuleFor, Slot, Violation, walk
 from onnxprune.graph import Model
 from onnxprune.shapes import Shapes
 
@@ -59,6 +59,10 @@ class Kept:
     def axes(self, name: str) -> list[Axes | None] | None:
         """Axes along which the fields moved onto a value vary."""
         return self.dims.ties.settled.get(name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Axes that a reshape mapped onto each other."""
+        return self.dims.ties.blocks.get(name)
 
     def spans(self, name: str, axis: int) -> bool | None:
         """True where the original had more than one position."""

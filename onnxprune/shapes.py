@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
+from onnxprune import contrib
 from onnxprune.errors import ModelError
 from onnxprune.graph import Model, Node
 from onnxprune.kernels import KERNELS
@@ -139,6 +140,8 @@ class Evaluator:
         self.known.shape[name] = tuple(sizes)
 
     def _infer(self, node: Node) -> dict[str, TypeProto]:
+        if node.domain == contrib.DOMAIN:
+            return self._infer_contrib(node)
         schema = _schema(node.op, node.domain, self.model.opsets.get(node.domain, 0))
         if schema is None:
             return {}
@@ -157,6 +160,17 @@ class Evaluator:
             raise ModelError(
                 f"shapes do not fit: {first_line(error)}", where=describe(node)
             ) from error
+
+    def _infer_contrib(self, node: Node) -> dict[str, TypeProto]:
+        same = contrib.alias(node)
+        if same is not None:
+            return self._infer(same)
+        shapes = [self.known.shape.get(n) for n in node.inputs]
+        inputs = [
+            None if s is None else contrib.Typed(s, self.known.dtype[n])
+            for n, s in zip(node.inputs, shapes, strict=True)
+        ]
+        return contrib.as_types(node, contrib.infer(node, inputs))
 
     def _data(self, node: Node) -> Iterator[tuple[str, Array]]:
         for name in dict.fromkeys(node.inputs):

@@ -8,7 +8,10 @@ from importlib.metadata import entry_points
 
 from onnxprune.rules.registry import Rules, rules
 
-FAMILIES = ("elementwise", "move", "rewire", "conv", "linear", "norm", "reduce")
+FAMILIES = (
+    "elementwise", "move", "rewire", "conv", "linear", "norm", "reduce", "recurrent",
+    "quant", "attention", "fused", "scatter",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,8 @@ from onnxprune.flow import Flow
 from onnxprune.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules
 
+Letters = tuple[str, ...]
+
 
 @rules.on("Gemm")
 def gemm(flow: Flow, node: Node) -> None:
@@ -33,13 +35,17 @@ def gemm_macs(node: Node, shape_of: ShapeOf) -> int:
 def matmul(flow: Flow, node: Node) -> None:
     """A sum runs over the last axis of A and the last but one of B; batch axes are rows."""
     a, b = flow.shape(node.inputs[0]) or (), flow.shape(node.inputs[1]) or ()
-    rank = max(len(a), len(b), 2)
-    left = _matrix_labels(len(a), rank, ("m", "k"), ("k",))
-    right = _matrix_labels(len(b), rank, ("k", "n"), ("k",))
-    out = [str(i) for i in range(rank - 2)]
-    out += ["m"] if len(a) > 1 else []
-    out += ["n"] if len(b) > 1 else []
-    combine(flow, [Operand(0, left), Operand(1, right)], Result(tuple(out)))
+    left, right, out = product_labels(len(a), len(b))
+    combine(flow, [Operand(0, left), Operand(1, right)], Result(out))
+
+
+def product_labels(a: int, b: int) -> tuple[Letters, Letters, Letters]:
+    """Labels of both factors and of the product, for factors of these ranks."""
+    rank = max(a, b, 2)
+    left = _matrix_labels(a, rank, ("m", "k"), ("k",))
+    right = _matrix_labels(b, rank, ("k", "n"), ("k",))
+    batch = tuple(str(i) for i in range(rank - 2))
+    return left, right, batch + ("m",) * (a > 1) + ("n",) * (b > 1)
 
 
 def _matrix_labels(

@@ -39,3 +39,6 @@ class Wiring(Protocol):
 
     def replace_slice(self, node: Node, axis: int, indices: Ints) -> None:
         """Take these positions of an axis with a Gather where a Slice cannot."""
+
+    def leave_out(self, node: Node, slot: int) -> None:
+        """An optional operand is read no longer."""

@@ -1,0 +1,230 @@
+"""Passes, the state they work on, and the manager that checks and runs them in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.graph import Model
+from onnxprune.shapes import Shape, Shapes
+from onnxprune.sizes import Sizes, choose
+
+Fact = TypeVar("Fact")
+Progress = Callable[[str], None]
+GROUP = "onnxprune.passes"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with the sizes it is looked at."""
+
+    model: Model
+    given: dict[str, Shape] = field(default_factory=dict)
+    """Input shapes named by the user or the data."""
+
+    @cached_property
+    def known(self) -> tuple[Sizes, Shapes, Shapes, Shapes]:
+        """Sizes, and shapes at the first, the second and the cost's sizes."""
+        return choose(self.model, self.given)
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.known[0]
+
+    @property
+    def shapes(self) -> tuple[Shapes, Shapes]:
+        return self.known[1], self.known[2]
+
+    @property
+    def at_cost(self) -> Shapes:
+        return self.known[3]
+
+
+@dataclass
+class State:
+    """What passes share: the model as loaded, the model as it is now, and facts about it."""
+
+    original: Subject
+    subject: Subject
+    seed: int = 0
+    data: Any = None
+    """A `data.Dataset`, or None."""
+    progress: Progress = print
+    facts: dict[type, Any] = field(default_factory=dict)
+    """Facts about the model as it is now, by type."""
+    before: dict[type, Any] = field(default_factory=dict)
+    """Facts about models that a rewrite replaced, newest by type."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> Model:
+        return self.subject.model
+
+    def __getitem__(self, kind: type[Fact]) -> Fact:
+        """A fact about the model as it is now."""
+        return cast(Fact, self.facts[kind])
+
+    def get(self, kind: type[Fact]) -> Fact | None:
+        """A fact if it is known."""
+        return cast("Fact | None", self.facts.get(kind))
+
+    def past(self, kind: type[Fact]) -> Fact:
+        """A fact about the model before the last rewrite that dropped it."""
+        found = self.facts.get(kind, self.before.get(kind))
+        return cast(Fact, found)
+
+
+class Pass(Protocol):
+    """What every pass says about itself."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[type, ...]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Reads the model and returns one fact."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[type, ...]] = ()
+    gives: ClassVar[type]
+
+    def run(self, state: State) -> Any:
+        """The fact, of type `gives`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A new model and facts about how it came to be."""
+
+    model: Model
+    facts: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Returns a new model; facts about the old one are dropped unless `keeps` names them."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[type, ...]] = ()
+    keeps: ClassVar[tuple[type, ...]] = ()
+    gives: ClassVar[tuple[type, ...]] = ()
+
+    def run(self, state: State) -> Rewritten:
+        """The new model; the old one is not changed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Compares the model as it is now with the original and returns findings."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[type, ...]] = ()
+
+    def run(self, state: State) -> dict[str, Any]:
+        """Findings by name, ready for JSON."""
+        raise NotImplementedError
+
+
+AnyPass = Analysis | Rewrite | Verification
+
+
+@dataclass
+class Findings:
+    """What verification passes found, by pass name without `verify-`."""
+
+    by_level: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class PassManager:
+    """Checks that what each pass needs is given before anything runs, then runs them."""
+
+    def __init__(self, passes: Sequence[AnyPass]) -> None:
+        self.passes = list(passes)
+        self._check()
+
+    def _check(self) -> None:
+        given: set[type] = set()
+        for one in self.passes:
+            missing = [n.__name__ for n in one.needs if n not in given]
+            if missing:
+                raise UsageError(
+                    f"pass `{one.name}` needs {', '.join(missing)}",
+                    hint="name a pass that gives it before this one",
+                )
+            if isinstance(one, Analysis):
+                given.add(one.gives)
+            elif isinstance(one, Rewrite):
+                given = (given & set(one.keeps)) | set(one.gives)
+
+    def run(self, state: State) -> Findings:
+        """Run every pass over the state; returns what verifications found."""
+        findings = Findings()
+        for one in self.passes:
+            state.progress(one.name)
+            start = time.perf_counter()
+            if isinstance(one, Rewrite):
+                self._rewrite(one, state)
+            elif isinstance(one, Analysis):
+                state.facts[one.gives] = one.run(state)
+            else:
+                findings.by_level[one.name.removeprefix("verify-")] = one.run(state)
+            spent = time.perf_counter() - start
+            state.seconds[one.name] = state.seconds.get(one.name, 0.0) + spent
+        return findings
+
+    def _rewrite(self, one: Rewrite, state: State) -> None:
+        made = one.run(state)
+        state.before |= state.facts
+        state.facts = {k: v for k, v in state.facts.items() if k in one.keeps}
+        state.facts |= {type(fact): fact for fact in made.facts}
+        state.subject = Subject(made.model, state.subject.given)
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Passes of this and other packages, by name; nothing is imported."""
+    return {e.name: e for e in entry_points(group=GROUP)}
+
+
+def make_pass(spec: str) -> AnyPass:
+    """A pass from `name` or `name{option=value,flag}`.
+
+    Raises: UsageError: no such pass or option.
+    """
+    name, brace, rest = spec.partition("{")
+    known = installed()
+    if name not in known:
+        raise UsageError(f"no pass is named `{name}`", hint=did_you_mean(name, known))
+    kind = known[name].load()
+    return cast(AnyPass, kind(**_options(kind, rest.rstrip("}"), spec) if brace else {}))
+
+
+def _options(kind: Any, text: str, spec: str) -> dict[str, Any]:
+    types = {f.name: f for f in fields(kind)}
+    found: dict[str, Any] = {}
+    for item in filter(None, (x.strip() for x in text.split(","))):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in types:
+            raise UsageError(
+                f"`{spec}`: no option `{key}`", hint=did_you_mean(key, types) if types else ""
+            )
+        found[key] = _convert(types[key].default, value.strip() if equals else "true", item)
+    return found
+
+
+def _convert(default: Any, text: str, item: str) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(default)(text)
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"`{item}`: not a {type(default).__name__}") from error

@@ -1,0 +1,1 @@
+"""The passes that onnxprune ships: one per file, imported as `onnxprune.passes`."""

@@ -1,0 +1,40 @@
+"""Score channels by what makes them times what reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxprune.dims import Dims
+from onnxprune.manager import Analysis, State
+from onnxprune.scores import MIN_RANK, Scores, gather, lift_to_parents
+
+
+@dataclass(frozen=True)
+class ScoreInOut(Analysis):
+    """Score each channel by the L2 norm of its producers times that of its readers.
+
+    A channel that nobody reads with weight is worth nothing however large its filter is, and the
+    product does not change when a layer is scaled up and the next one down.
+    Source: the cross-layer magnitude of Park et al., "Lookahead", ICLR 2020, arXiv:2002.04809,
+    eq. (4), for structured units.
+    """
+
+    name: ClassVar[str] = "score-in-out"
+    needs: ClassVar[tuple[type, ...]] = (Dims,)
+    gives: ClassVar[type] = Scores
+
+    def run(self, state: State) -> Scores:
+        dims = state[Dims]
+        made = gather(
+            state.model, dims, np.square, np.sqrt, lambda t, rank: not t.reads and rank >= MIN_RANK
+        )
+        read = gather(
+            state.model, dims, np.square, np.sqrt, lambda t, rank: t.reads and rank >= MIN_RANK
+        )
+        # A channel without producers or readers among the weights counts by the other side.
+        scores = np.where(made > 0, made, 1.0) * np.where(read > 0, read, 1.0)
+        scores[(made == 0) & (read == 0)] = 0.0
+        return Scores(lift_to_parents(dims, scores))

@@ -1,0 +1,32 @@
+"""Score channels by the L2 norm of what makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxprune.dims import Dims
+from onnxprune.manager import Analysis, State
+from onnxprune.scores import MIN_RANK, Scores, gather, lift_to_parents
+
+
+@dataclass(frozen=True)
+class ScoreL2(Analysis):
+    """Score each channel by the L2 norm of the filters that make it.
+
+    Several producers add up, each relative to its mean.
+    Source: the magnitude criterion of Li et al., ICLR 2017, with the Euclidean norm.
+    """
+
+    name: ClassVar[str] = "score-l2"
+    needs: ClassVar[tuple[type, ...]] = (Dims,)
+    gives: ClassVar[type] = Scores
+
+    def run(self, state: State) -> Scores:
+        dims = state[Dims]
+        scores = gather(
+            state.model, dims, np.square, np.sqrt, lambda t, rank: not t.reads and rank >= MIN_RANK
+        )
+        return Scores(lift_to_parents(dims, scores))
