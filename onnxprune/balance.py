@@ -32,7 +32,7 @@ def feasible_levels(sizes: list[int], rows: list[FloatArray]) -> IntArray:
     Returns: shape (levels, P), every count at least 1.
     """
     step = int(np.gcd.reduce(sizes))
-    ladder = np.arange(1, step + 1)[:, None] * (np.array(sizes) // step)[None, :]
+    ladder: IntArray = np.arange(1, step + 1)[:, None] * (np.array(sizes) // step)[None, :]
     if step >= ENOUGH_STEPS or step == max(sizes):
         return ladder
     equations = [r[1:] - r[:1] for r in rows]

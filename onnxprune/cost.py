@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.fields import Field, IntArray
@@ -75,19 +75,17 @@ def is_weight(tensor: TensorProto) -> bool:
 
 def tensor_bytes(tensor: TensorProto, elements: int) -> int:
     """Bytes of the stored elements of an initializer."""
-    from onnx import helper
-
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
         return -(-elements // 2)
     if tensor.data_type == TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    return elements * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return elements * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
 def rest_bytes(model: Model) -> int:
     """Bytes of the file that are no weights: the graph itself, names, metadata."""
     stored = sum(tensor_bytes(t, prod(t.dims)) for t in model.initializers.values())
-    return max(model.proto.ByteSize() - stored, 0)
+    return max(int(model.proto.ByteSize()) - stored, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +173,8 @@ class CostModel:
 
     def _node_macs(self, node: Node, alive: BoolArray) -> int:
         rule = self._rules.find(node, self.model.opsets.get(node.domain, 0))
-        assert rule is not None and rule.macs is not None, "only nodes that count are listed"
+        assert rule is not None, "only nodes that count are listed"
+        assert rule.macs is not None, "only nodes that count are listed"
 
         def shape_of(name: str) -> Shape:
             slot = node.inputs.index(name) if name in node.inputs else 0

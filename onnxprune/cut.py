@@ -14,17 +14,18 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, helper
 
+from onnxprune.assemble import Taken, assemble
 from onnxprune.compact import Take, lengths, takes
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.errors import ToolDefect
-from onnxprune.flow import Slot
 from onnxprune.graph import Model, Node
 from onnxprune.rules.registry import Rules
 from onnxprune.rules.wiring import Ints
 from onnxprune.shapes import Array, Evaluator, Shape, Shapes, describe
 from onnxprune.sizes import Sizes
+from onnxprune.ties import Slot
 
 Wanted = Sequence[int | None]
 
@@ -36,7 +37,7 @@ class Cut:
     model: Model
     first: Shapes
     second: Shapes
-    taken: dict[str, tuple[str, list[Take]]]
+    taken: Taken
     """For each initializer of the cut model: its source in the original, and the takes."""
 
 
@@ -79,7 +80,7 @@ class Cutter:
     fresh: dict[str, Array] = field(default_factory=dict)
     """New initializers: shape constants, frozen numbers."""
     uses: dict[str, dict[bytes, str]] = field(default_factory=dict)
-    taken: dict[str, tuple[str, list[Take]]] = field(default_factory=dict)
+    taken: Taken = field(default_factory=dict)
     _takes: dict[str, list[Take]] = field(default_factory=dict)
     _wants: dict[int, tuple[list[int | None], list[int | None]]] = field(default_factory=dict)
     _proto: NodeProto | None = None
@@ -112,12 +113,13 @@ class Cutter:
         """The name under which the current node reads an initializer."""
         assert self._proto is not None, "only asked while a node is rewired"
         slot = list(self._node.inputs).index(name)
-        return self._proto.input[slot]
+        return str(self._proto.input[slot])
 
     def kept(self, name: str, axis: int) -> Ints | None:
         found = self.takes(name)
         if name in self.model.initializers:
-            source = self.dims.ties.sources.get((self._node.key, list(self._node.inputs).index(name)))
+            slot = list(self._node.inputs).index(name)
+            source = self.dims.ties.sources.get((self._node.key, slot))
             shape = self.shapes[0].shape[name]
             found = takes(source.fields, shape, self.alive) if source else []
         return next((t.first.astype(np.int64) for t in found if t.axis == axis), None)
@@ -300,7 +302,7 @@ class Cutter:
             old = [s.value.get(name) for s in self.shapes]
             if old[0] is None or old[1] is None or slot in self._wants:
                 continue
-            if name in self.dims.ties.fields or not all(np.size(v) for v in old):
+            if name in self.dims.ties.fields or not (old[0].size and old[1].size):
                 continue
             new = [g.value(self._proto.input[slot]) for g in self.growers]
             if all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)):  # type: ignore[arg-type]
@@ -340,83 +342,8 @@ def cut(
     work = Cutter(model, dims, shapes, growers, rules, ~removed[dims.of], orders or {})
     for node in model.nodes:
         work.step(node)
-    proto = _assemble(work)
+    proto = assemble(model, work.nodes, work.taken, work.fresh)
     return Cut(Model(proto), growers[0].known, growers[1].known, work.taken)
-
-
-def _assemble(work: Cutter) -> ModelProto:
-    """A new ModelProto: the original's, less its nodes, weights and stale shapes."""
-    source = work.model.proto
-    proto = ModelProto()
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "graph":
-            _assign(proto, descriptor, value)
-    for descriptor, value in source.graph.ListFields():
-        if descriptor.name not in {"node", "initializer", "value_info", "input"}:
-            _assign(proto.graph, descriptor, value)
-    proto.graph.node.extend(work.nodes)
-    _add_weights(work, proto)
-    _add_inputs(work, proto)
-    return proto
-
-
-def _add_weights(work: Cutter, proto: ModelProto) -> None:
-    read = {n for node in work.nodes for n in node.input} | work.model.captured
-    read |= {o.name for o in proto.graph.output}
-    by_source: dict[str, list[str]] = {}
-    for new, (name, _) in work.taken.items():
-        by_source.setdefault(name, []).append(new)
-    for name, tensor in work.model.initializers.items():
-        uses = [n for n in by_source.get(name, ()) if n in read]
-        for new in uses:
-            found = work.taken[new][1]
-            if not found:
-                made = proto.graph.initializer.add()
-                made.CopyFrom(tensor)
-                made.name = new
-                continue
-            array = work.model.array(name)
-            for take in found:
-                array = take.apply(array)
-            made = numpy_helper.from_array(np.ascontiguousarray(array), new)
-            made.data_type = tensor.data_type
-            made.doc_string = tensor.doc_string
-            proto.graph.initializer.append(made)
-        if name not in by_source and (name in read or name not in work.model.consumers):
-            proto.graph.initializer.append(tensor)
-    for name, array in work.fresh.items():
-        if name in read:
-            proto.graph.initializer.append(numpy_helper.from_array(array, name))
-
-
-def _add_inputs(work: Cutter, proto: ModelProto) -> None:
-    """Graph inputs; in IR 3 every initializer is listed among them with its shape."""
-    made = {t.name: t for t in proto.graph.initializer}
-    old = {i.name for i in work.model.proto.graph.input}
-    for info in work.model.proto.graph.input:
-        if info.name not in work.model.initializers:
-            proto.graph.input.append(info)
-        elif info.name in made:
-            tensor = made[info.name]
-            proto.graph.input.append(
-                helper.make_tensor_value_info(info.name, tensor.data_type, tensor.dims)
-            )
-    if work.model.proto.ir_version < 4:
-        for name, tensor in made.items():
-            if name not in old:
-                proto.graph.input.append(
-                    helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
-                )
-
-
-def _assign(target: Any, descriptor: Any, value: Any) -> None:
-    """Copy one protobuf field."""
-    if descriptor.is_repeated:
-        getattr(target, descriptor.name).extend(value)
-    elif descriptor.message_type is not None:
-        getattr(target, descriptor.name).CopyFrom(value)
-    else:
-        setattr(target, descriptor.name, value)
 
 
 def _copy(node: Node) -> NodeProto:

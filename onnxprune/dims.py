@@ -7,6 +7,7 @@ a balance ties to each other's counts form one `Dim` with one list of feasible w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.balance import feasible_levels
 from onnxprune.fields import IntArray
-from onnxprune.flow import Slot, Ties
+from onnxprune.ties import Slot, Ties
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -117,7 +118,7 @@ def find_dims(ties: Ties) -> Dims:
     family_of = _families(part_of, rows)
     dims = _build(ties, of, part_of, family_of, parent, pins, soft, rows)
     pairs = frozenset(map(tuple, links.tolist()))
-    return Dims(of, count, dims, parent, ties, pairs)  # type: ignore[arg-type]
+    return Dims(of, count, dims, parent, ties, pairs)
 
 
 Reasons = tuple[IntArray, list[str]]
@@ -149,7 +150,7 @@ def _channels(ties: Ties) -> tuple[IntArray, IntArray]:
         pairs += [first[m] for m in merge if m.size]
 
 
-def _components(count: int, pairs: list[IntArray]) -> IntArray:
+def _components(count: int, pairs: Sequence[IntArray]) -> IntArray:
     if not pairs or not count:
         return np.arange(count)
     both = np.concatenate(pairs, axis=1)

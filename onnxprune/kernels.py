@@ -41,14 +41,15 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(np.trunc(np.true_divide(a, b)).astype(a.dtype))
 
 
-for _name, _fn in {
+_SIMPLE: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Neg": np.negative,
     "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sqrt": np.sqrt,
     "Reciprocal": np.reciprocal, "Exp": np.exp, "Log": np.log, "Sin": np.sin, "Cos": np.cos,
     "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
     "GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or,
     "Not": np.logical_not, "Where": np.where, "Identity": np.asarray, "Sign": np.sign,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _fn in _SIMPLE.items():
     _simple(_name, _fn)
 
 

@@ -42,7 +42,7 @@ SHARED_BYTES = 4096
 # Larger initializers say nothing to shape inference but their dims.
 SHAPE_BYTES = 1024
 
-_VALUES = {"value_float": np.float32, "value_floats": np.float32}
+_VALUES: dict[str, type[np.generic]] = {"value_float": np.float32, "value_floats": np.float32}
 _VALUES |= {"value_int": np.int64, "value_ints": np.int64}
 _MOVES = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast".split())
 # Their results are no larger than their inputs, whatever inference can say about them.
@@ -343,7 +343,7 @@ def _size(info: ValueInfoProto | None) -> int | None:
     dims = info.type.tensor_type.shape.dim
     if not all(d.HasField("dim_value") and d.dim_value >= 0 for d in dims):
         return None
-    elements = math.prod(d.dim_value for d in dims)
+    elements: int = math.prod(d.dim_value for d in dims)
     return elements * BITS.get(info.type.tensor_type.elem_type, 64) // 8
 
 

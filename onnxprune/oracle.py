@@ -14,11 +14,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune.dims import BoolArray, Dims
-from onnxprune.flow import Reader
 from onnxprune.graph import Model
 from onnxprune.rules.quant import ZERO_POINTS
 from onnxprune.runtime import seeded_inputs, session
 from onnxprune.shapes import Array, Shape
+from onnxprune.ties import Reader
 
 # Outputs smaller than this are compared absolutely.
 FLOOR = 1e-3

@@ -13,9 +13,10 @@ import numpy as np
 from onnxprune.compact import Take, compact_field, takes
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.fields import Field, IntArray
-from onnxprune.flow import Axes, Blocks, Flow, RuleFor, Slot, Violation, walk
+from onnxprune.flow import Flow, RuleFor, walk
 from onnxprune.graph import Model
 from onnxprune.shapes import Shapes
+from onnxprune.ties import Axes, Blocks, Slot, Violation
 
 
 @dataclass(frozen=True, eq=False)

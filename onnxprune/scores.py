@@ -11,8 +11,8 @@ import numpy.typing as npt
 from onnxprune.dims import Dim, Dims
 from onnxprune.errors import ModelError
 from onnxprune.fields import Field
-from onnxprune.flow import Slot
 from onnxprune.graph import Model
+from onnxprune.ties import Slot
 
 FloatArray = npt.NDArray[np.float64]
 Measure = Callable[[FloatArray], FloatArray]
@@ -81,7 +81,7 @@ def filter_norms(
     total = np.bincount(channels.ravel(), weights=np.broadcast_to(sums, channels.shape).ravel(),
                         minlength=dims.count)  # fmt: skip
     own = np.unique(channels)
-    return own.astype(np.int64), combine(total[own])
+    return own.astype(np.int64), combine(np.asarray(total[own], np.float64))
 
 
 def gather(

@@ -14,9 +14,9 @@ import pytest
 import onnxprune
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = """errors graph storage feeds runtime normalize fields kernels contrib shapes sizes flow
-combine rules balance dims occurrences scores cost plan compact cut proof oracle images dataset
-data metrics compare latency manager passes report api cli""".split()
+LAYERS = """errors graph storage feeds runtime floats normalize fields ties kernels contrib shapes
+sizes flow combine rules balance dims occurrences scores cost plan compact assemble cut proof
+oracle images dataset data metrics compare latency manager passes report api cli""".split()
 # Their modules import each other; every other layer is one module.
 PACKAGES = ("rules", "passes", "report")
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "graph"}

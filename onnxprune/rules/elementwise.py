@@ -19,7 +19,7 @@ from onnxprune.rules.registry import rules
 @rules.on("Scaler", domain="ai.onnx.ml")
 def unary(flow: Flow, node: Node) -> None:
     """Each position stays what it was."""
-    if node.domain == "ai.onnx.ml" or node.op == "FastGelu" and len(node.inputs) > 1:
+    if node.domain == "ai.onnx.ml" or (node.op == "FastGelu" and len(node.inputs) > 1):
         flow.pin(flow.fields(0), f"{flow.where()} has numbers of its own for each column")
         return
     flow.put(0, flow.fields(0))

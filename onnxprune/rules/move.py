@@ -161,7 +161,7 @@ def concat(flow: Flow, node: Node) -> None:
     axis = int(node.attr("axis", 1)) % rank
     inputs = [tuple(flow.fields(i)) for i in range(len(node.inputs))]
     lengths = [(flow.shape(n) or ())[axis] for n in node.inputs]
-    across = [f for f in _tie_across(flow, node, inputs, axis)]
+    across = _tie_across(flow, node, inputs, axis)
     joined = _join(flow, inputs, lengths, axis, rank)
     settle_all(flow, 0, [(f.ids, [f.thin]) for f in [*joined, *across]])
 

@@ -142,8 +142,10 @@ def tile(wiring: Wiring, node: Node) -> None:
     if wiring.values(node, 1) is None:
         return
     old, new = wiring.after(node.inputs[0]), wiring.after(node.outputs[0])
-    wants = [[m // max(n, 1) for n, m in zip(a, b, strict=True)] for a, b in zip(old, new,
-                                                                                 strict=True)]  # fmt: skip
+    wants = [
+        [m // max(n, 1) for n, m in zip(a, b, strict=True)]
+        for a, b in zip(old, new, strict=True)
+    ]
     wiring.want(node, 1, *wants)
 
 
