@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnx import TensorProto, ValueInfoProto, helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import Model
 
 Array = npt.NDArray[Any]
 
@@ -41,18 +42,53 @@ class Spec:
         return Spec(info.name, dtype, shape if tensor.HasField("shape") else None)
 
 
+# What an input may pass through and still hold the same indices.
+_CARRIERS = frozenset(
+    """Cast Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Slice Concat Split
+    Tile""".split()
+)
+# Operators that look up input 1 in input 0, and their default axis.
+_LOOK_UPS = {"Gather": 0, "GatherElements": 0}
+HIGH = 10
+
+
+def model_inputs(
+    model: Model, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> dict[str, Array]:
+    """Random feeds for a model; what indexes a table stays within it."""
+    return seeded_inputs(model.inputs, shapes, seed, limits=index_limits(model))
+
+
+def index_limits(model: Model) -> dict[str, int]:
+    """For inputs that index tables of known length: the length of the shortest."""
+    holds = {name: {name} for name in model.input_names}
+    limits: dict[str, int] = {}
+    for node in model.nodes:
+        if node.op in _CARRIERS:
+            found = set().union(*(holds.get(name, set()) for name in node.inputs))
+            holds |= dict.fromkeys(node.outputs, found)
+        elif node.op in _LOOK_UPS and node.inputs[0] in model.initializers:
+            dims = model.dims(node.inputs[0])
+            axis = int(node.attr("axis", _LOOK_UPS[node.op]))
+            for name in holds.get(node.inputs[1], ()):
+                limits[name] = min(limits.get(name, dims[axis]), dims[axis])
+    return limits
+
+
 def seeded_inputs(
     inputs: Sequence[Spec | ValueInfoProto],
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     *,
     sizes: Mapping[str, int] | None = None,
-    high: int = 10,
+    high: int = HIGH,
+    limits: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Random feeds: floats standard normal, integers in 0 .. `high` - 1, bools.
 
     Args:
         shapes: the shape of an input, by its name.
+        limits: for integer inputs by name, one above the largest number if below `high`.
         sizes: for an input without one, the sizes of its axes by name; 1 for the others.
 
     Raises: ModelError: an input is no tensor of numbers.
@@ -67,7 +103,8 @@ def seeded_inputs(
             )
         given = (shapes or {}).get(spec.name)
         shape = tuple(given) if given is not None else _sized(spec, sizes or {})
-        feeds[spec.name] = _draw(generator, spec.dtype, shape, high)
+        most = min(high, (limits or {}).get(spec.name, high))
+        feeds[spec.name] = _draw(generator, spec.dtype, shape, max(most, 1))
     return feeds
 
 

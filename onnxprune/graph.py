@@ -243,12 +243,17 @@ def free_names(graph: GraphProto) -> set[str]:
     own = {info.name for info in graph.input} | {t.name for t in graph.initializer}
     own |= {tensor.values.name for tensor in graph.sparse_initializer}
     own |= {name for node in graph.node for name in node.output}
+    return read_names(graph) - own - {""}
+
+
+def read_names(graph: GraphProto) -> set[str]:
+    """Names that nodes, their bodies or the graph's outputs read."""
     read = {info.name for info in graph.output}
     for node in graph.node:
         read.update(node.input)
         for body in bodies(node):
             read |= free_names(body)
-    return read - own - {""}
+    return read
 
 
 def tensors(proto: ModelProto) -> Iterator[tuple[str, TensorProto]]:

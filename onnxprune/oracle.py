@@ -14,10 +14,12 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxprune.dims import BoolArray, Dims
-from onnxprune.graph import Model
+from onnxprune.feeds import model_inputs
+from onnxprune.graph import Model, read_names
 from onnxprune.rules.quant import ZERO_POINTS
-from onnxprune.runtime import seeded_inputs, session
+from onnxprune.runtime import session
 from onnxprune.shapes import Array, Shape
+from onnxprune.storage import copy_fields
 from onnxprune.ties import Reader
 
 # Outputs smaller than this are compared absolutely.
@@ -36,8 +38,8 @@ def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
         if not alive[reader.field.ids].all():
             by_node[reader.key].append(reader)
     proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.node[:]
+    copy_fields(model.proto, proto, {"graph"})
+    copy_fields(model.proto.graph, proto.graph, {"node", "initializer"})
     for node in model.nodes:
         copy = NodeProto()
         copy.CopyFrom(node.proto)
@@ -47,6 +49,13 @@ def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
         for number, reader in enumerate((weights or readers) + beside):
             _silence(model, proto, copy, reader, alive, number)
         proto.graph.node.append(copy)
+    read = read_names(proto.graph)
+    unread = model.initializers.keys() - read - model.overridable
+    kept = (t for t in model.proto.graph.initializer if t.name not in unread)
+    proto.graph.initializer.extend(kept)
+    inputs = [info for info in proto.graph.input if info.name not in unread]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
     return proto
 
 
@@ -57,9 +66,8 @@ def _silence(
     name = node.input[reader.slot]
     keep = alive[reader.field.ids]
     new = f"{reader.key}_masked{reader.slot}_{number}"
-    stored = {t.name: t for t in proto.graph.initializer} if name not in model.producer else {}
-    if name in stored:
-        array = numpy_helper.to_array(stored[name])
+    array = _stored(model, proto, name)
+    if array is not None:
         zero = np.asarray(_zero(model, node, reader.slot, array.ndim), array.dtype)
         proto.graph.initializer.append(numpy_helper.from_array(np.where(keep, array, zero), new))
     else:
@@ -67,6 +75,16 @@ def _silence(
         proto.graph.initializer.append(numpy_helper.from_array(keep.astype(kind), f"{new}_mask"))
         proto.graph.node.append(helper.make_node("Mul", [name, f"{new}_mask"], [new], name=new))
     node.input[reader.slot] = new
+
+
+def _stored(model: Model, proto: ModelProto, name: str) -> Array | None:
+    """The value of a weight, masked already or not; None for an activation."""
+    if name in model.initializers:
+        return model.array(name)
+    if name in model.producer or name in model.input_names:
+        return None
+    made = next((t for t in proto.graph.initializer if t.name == name), None)
+    return None if made is None else numpy_helper.to_array(made)
 
 
 def _zero(model: Model, node: NodeProto, slot: int, rank: int) -> Array | int:
@@ -108,7 +126,7 @@ def disagreement(
     small = session(cut.proto, optimize=False)
     worst: float | None = None
     for seed in seeds:
-        feeds = seeded_inputs(model.inputs, shapes, seed)
+        feeds = model_inputs(model, shapes, seed)
         pairs = zip(silenced.run(feeds), small.run(feeds), strict=True)
         for ours, theirs in pairs:
             found = relative(np.asarray(ours), np.asarray(theirs))

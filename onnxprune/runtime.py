@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, PruneError, UsageError, did_you_mean
 from onnxprune.feeds import Array, Spec, seeded_inputs
+from onnxprune.graph import read_names
 
 __all__ = [
     "Array",
@@ -264,7 +265,9 @@ def _source(ort: Any, model: ModelProto | str | Path) -> tuple[str | bytes, list
             where=", ".join(f"`{name}`" for name in outside[:3]),
             hint="give the path of the model, or load its weights first",
         )
-    large = [t for t in model.graph.initializer if _is_handed_over(t)]
+    # ONNX Runtime drops what nobody reads, and then does not know the name that is handed over.
+    read = read_names(model.graph)
+    large = [t for t in model.graph.initializer if t.name in read and _is_handed_over(t)]
     arrays = [numpy_helper.to_array(t) for t in large]
     if sum(a.nbytes for a in arrays) < SKELETON_BYTES:
         large = arrays = []
