@@ -9,8 +9,10 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+from onnxprune.cost import Cost, model_cost
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.graph import Model
+from onnxprune.rules import load_rules
 from onnxprune.shapes import Shape, Shapes
 from onnxprune.sizes import Sizes, choose
 
@@ -44,13 +46,20 @@ class Subject:
     def at_cost(self) -> Shapes:
         return self.known[3]
 
+    @cached_property
+    def cost(self) -> Cost:
+        """What the model costs as it stands, at the cost's sizes."""
+        return model_cost(self.model, self.at_cost, load_rules())
+
 
 @dataclass
 class State:
     """What passes share: the model as loaded, the model as it is now, and facts about it."""
 
     original: Subject
+    """As loaded."""
     subject: Subject
+    """As it is now; at first the normalised original."""
     seed: int = 0
     data: Any = None
     """A `data.Dataset`, or None."""
@@ -61,6 +70,13 @@ class State:
     """Facts about models that a rewrite replaced, newest by type."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    history: list[Subject] = field(default_factory=list)
+    """What rewrites replaced, oldest first."""
+
+    @property
+    def start(self) -> Subject:
+        """The normalised original."""
+        return self.history[0] if self.history else self.subject
 
     @property
     def model(self) -> Model:
@@ -76,8 +92,13 @@ class State:
 
     def past(self, kind: type[Fact]) -> Fact:
         """A fact about the model before the last rewrite that dropped it."""
-        found = self.facts.get(kind, self.before.get(kind))
-        return cast(Fact, found)
+        found = self.past_or_none(kind)
+        assert found is not None, f"no pass gave {kind.__name__}"
+        return found
+
+    def past_or_none(self, kind: type[Fact]) -> Fact | None:
+        """The same, where it is known."""
+        return cast("Fact | None", self.facts.get(kind, self.before.get(kind)))
 
 
 class Pass(Protocol):
@@ -186,6 +207,7 @@ class PassManager:
         state.before |= state.facts
         state.facts = {k: v for k, v in state.facts.items() if k in one.keeps}
         state.facts |= {type(fact): fact for fact in made.facts}
+        state.history.append(state.subject)
         state.subject = Subject(made.model, state.subject.given)
 
 

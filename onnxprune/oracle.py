@@ -11,19 +11,24 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.feeds import model_inputs
+from onnxprune.floats import HALVES, as_float32, without_quantizers
 from onnxprune.graph import Model, read_names
 from onnxprune.rules.quant import ZERO_POINTS
-from onnxprune.runtime import session
+from onnxprune.runtime import Session, session
 from onnxprune.shapes import Array, Shape
 from onnxprune.storage import copy_fields
 from onnxprune.ties import Reader
 
 # Outputs smaller than this are compared absolutely.
 FLOOR = 1e-3
+SEEN_THROUGH = frozenset(
+    """Sigmoid HardSigmoid Softmax LogSoftmax Hardmax Tanh Clip ArgMax ArgMin Cast Identity
+    Transpose Reshape Flatten Squeeze Unsqueeze""".split()
+)
 
 
 def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
@@ -117,22 +122,67 @@ def disagreement(
     cut: Model,
     shapes: Mapping[str, Shape],
     seeds: Sequence[int] = (0, 1),
+    custom_ops: Sequence[str] = (),
 ) -> float | None:
     """Largest difference between a cut model and the silenced original, relative per output.
 
     Returns: None where no output can be compared (none is a tensor of numbers).
     """
-    silenced = session(mask(model, dims, removed), optimize=False)
-    small = session(cut.proto, optimize=False)
+    names = witnesses(model)
+    silenced, small = (
+        session(unrounded(_giving(proto, names)), optimize=False, custom_ops=custom_ops)
+        for proto in (mask(model, dims, removed), cut.proto)
+    )
     worst: float | None = None
     for seed in seeds:
-        feeds = model_inputs(model, shapes, seed)
-        pairs = zip(silenced.run(feeds), small.run(feeds), strict=True)
+        feeds = _fitting(model_inputs(model, shapes, seed), silenced)
+        pairs = zip(silenced.run(feeds, names), small.run(feeds, names), strict=True)
         for ours, theirs in pairs:
             found = relative(np.asarray(ours), np.asarray(theirs))
             if found is not None:
                 worst = max(worst or 0.0, found)
     return worst
+
+
+def witnesses(model: Model) -> list[str]:
+    """What to compare: each output, seen through what saturates, orders or moves it last.
+
+    A sigmoid near zero and a class number say little of what made them.
+    """
+    found = []
+    for name in model.output_names:
+        made = model.producer.get(name)
+        while made is not None and not made.domain and made.op in SEEN_THROUGH:
+            name = made.inputs[0]
+            made = model.producer.get(name)
+        found.append(name)
+    return [name for name in dict.fromkeys(found) if name in model.producer]
+
+
+def _giving(proto: ModelProto, names: Sequence[str]) -> ModelProto:
+    """The model with these values among its outputs; weights are shared, not copied."""
+    made = ModelProto()
+    copy_fields(proto, made, {"graph"})
+    copy_fields(proto.graph, made.graph, {"initializer"})
+    known = {info.name for info in proto.graph.output}
+    made.graph.output.extend(ValueInfoProto(name=n) for n in names if n not in known)
+    made.graph.initializer.extend(proto.graph.initializer)
+    return made
+
+
+def unrounded(proto: ModelProto) -> ModelProto:
+    """A float32 copy of a float16 model, a quantised one without rounding; else the model."""
+    if any(t.data_type in HALVES for t in proto.graph.initializer):
+        proto = as_float32(proto)
+    quantised = any("Quant" in node.op_type or "QLinear" in node.op_type
+                    for node in proto.graph.node)  # fmt: skip
+    return without_quantizers(proto) if quantised else proto
+
+
+def _fitting(feeds: Mapping[str, Array], run: Session) -> dict[str, Array]:
+    """Feeds in the types of a float32 copy."""
+    types = {spec.name: spec.dtype for spec in run.inputs}
+    return {name: array.astype(types.get(name) or array.dtype) for name, array in feeds.items()}
 
 
 def relative(a: Array, b: Array) -> float | None:

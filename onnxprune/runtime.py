@@ -125,7 +125,10 @@ def session(
     except PruneError:
         raise
     except Exception as error:
-        raise ModelError(f"ONNX Runtime could not load the model: {_short(error)}") from error
+        what = f"ONNX Runtime could not load the model: {_short(error)}"
+        unknown = "is not a registered function/op" in str(error)
+        hint = "give the library of its custom operators with --custom-ops" if unknown else ""
+        raise ModelError(what, hint=hint) from error
     native.disable_fallback()
     return Session(native, wanted, values)
 

@@ -33,6 +33,8 @@ class CutChannels(Rewrite):
 
     oracle: bool = True
     """Compare the exact part of the cut with the silenced original on two seeded inputs."""
+    custom_ops: tuple[str, ...] = ()
+    """Libraries of custom operators that the model needs to run."""
 
     def run(self, state: State) -> Rewritten:
         dims, plan = state[Dims], state[Plan]
@@ -46,7 +48,10 @@ class CutChannels(Rewrite):
         if exact.all():
             return
         tested = made if np.array_equal(exact, plan.alive) else proved_cut(state, dims, ~exact)
-        worst = disagreement(state.model, dims, ~exact, tested.model, state.subject.sizes.first)
+        shapes, custom = state.subject.sizes.first, self.custom_ops
+        worst = disagreement(
+            state.model, dims, ~exact, tested.model, shapes, custom_ops=custom
+        )
         if worst is None:
             state.warnings.append("mask oracle skipped: the model has no comparable outputs")
         elif worst > ORACLE_LIMIT:
