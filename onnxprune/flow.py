@@ -23,6 +23,7 @@ from onnxprune.fields import (
     regroup_bounds,
     settle,
     thin_after,
+    woven,
 )
 from onnxprune.graph import Model, Node
 from onnxprune.shapes import Array, Shape, Shapes, constant, describe
@@ -165,10 +166,47 @@ class Flow:
                 for f in fields
             ],
         )
-        for one in found:
+        for before, one in zip(fields, found, strict=True):
             if one is not None:
                 self.joint(one)  # a view must stay a rectangle too
+                self._cut_rows(before, one, pairs[0][0])
+            if self.checker is None and (rows := woven(before, blocks)) is not None:
+                self.ties.weaves += list(rows)
         return found
+
+    def _cut_rows(self, before: Field, after: Field, shape: Shape) -> None:
+        """Rows made of one axis end where the rows woven into it do."""
+        length = after.ids.shape[after.thin]
+        if len(before.axes) == 1 < len(after.axes):
+            for at in range(length, shape[before.thin], length):
+                self.sever(before, at)
+
+    def sever(self, one: Field, at: int) -> None:
+        """A range of the thinned axis ends here: so must each row that was woven into it.
+
+        Kept positions of woven rows alternate again after a cut, so the part before `at` holds as
+        many of each row as of the next, or one more.
+        """
+        if self.checker or not self.ties.weaves or not 0 < at < one.ids.shape[one.thin]:
+            return
+        for ids in np.moveaxis(one.ids, one.thin, -1).reshape(-1, one.ids.shape[one.thin]):
+            low, high = ids.min(), ids.max()
+            for rows in self.ties.weaves:
+                if rows.max() >= low and rows.min() <= high:
+                    self._sever(ids, rows, at)
+
+    def _sever(self, ids: IntArray, rows: IntArray, at: int) -> None:
+        order = np.argsort(ids, kind="stable")
+        found = order[np.minimum(np.searchsorted(ids, rows, sorter=order), len(ids) - 1)]
+        places = np.where(ids[found] == rows, found, -1)
+        alternating = places.T[places.T >= 0]
+        if not len(alternating) or (np.diff(alternating) <= 0).any():
+            return  # not in this order here
+        there = [i for i, row in enumerate(places) if (row >= 0).any()]
+        ends = [int(np.max(np.flatnonzero((places[i] >= 0) & (places[i] < at)), initial=-1)) + 1
+                for i in there]  # fmt: skip
+        if any(ends):
+            self.ties.steps.append([rows[i, :end] for i, end in zip(there, ends, strict=True)])
 
     def _blocks(self, key: str, pairs: Sequence[tuple[Shape, Shape]]) -> Blocks:
         """The blocks of a reshape: after a cut those of the original, whose axes were longer."""
@@ -203,9 +241,11 @@ class Flow:
             ids = np.moveaxis(one.ids, one.thin, -1)
             self.ties.joints.append(ids.reshape(-1, ids.shape[-1]))
 
-    def contract(self, slot: int, one: Field, *, beside: bool = False) -> None:
+    def contract(
+        self, slot: int, one: Field, *, beside: bool = False, alone: bool = False
+    ) -> None:
         """The node sums its input `slot` over this field, or what it adds it to."""
-        self.ties.readers.append(Reader(self.node.key, slot, one, beside))
+        self.ties.readers.append(Reader(self.node.key, slot, one, beside, alone))
 
     def pin(self, fields: Sequence[Field], reason: str) -> None:
         """These identities cannot go."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.feeds import model_inputs
 from onnxprune.floats import HALVES, as_float32, without_quantizers
-from onnxprune.graph import Model, read_names
+from onnxprune.graph import Model, Node, read_names
 from onnxprune.rules.quant import ZERO_POINTS
 from onnxprune.runtime import Session, session
 from onnxprune.shapes import Array, Shape
@@ -25,6 +26,7 @@ from onnxprune.ties import Reader
 
 # Outputs smaller than this are compared absolutely.
 FLOOR = 1e-3
+WHOLE = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
 SEEN_THROUGH = frozenset(
     """Sigmoid HardSigmoid Softmax LogSoftmax Hardmax Tanh Clip ArgMax ArgMin Cast Identity
     Transpose Reshape Flatten Squeeze Unsqueeze""".split()
@@ -48,10 +50,7 @@ def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
     for node in model.nodes:
         copy = NodeProto()
         copy.CopyFrom(node.proto)
-        beside = [r for r in by_node.get(node.key, []) if r.beside]
-        readers = [r for r in by_node.get(node.key, []) if not r.beside]
-        weights = [r for r in readers if node.inputs[r.slot] in model.initializers]
-        for number, reader in enumerate((weights or readers) + beside):
+        for number, reader in enumerate(_silenced(model, node, by_node.get(node.key, []))):
             _silence(model, proto, copy, reader, alive, number)
         proto.graph.node.append(copy)
     read = read_names(proto.graph)
@@ -62,6 +61,21 @@ def mask(model: Model, dims: Dims, removed: BoolArray) -> ModelProto:
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
     return proto
+
+
+def _silenced(model: Model, node: Node, readers: Sequence[Reader]) -> list[Reader]:
+    """The operands of a node to silence: activations, and weights of what no activation has.
+
+    A masked weight is a copy of it. Numbers of a quantised activation have a zero of their own.
+    """
+    beside = [r for r in readers if r.beside]
+    readers = [r for r in readers if not r.beside]
+    weights = [r for r in readers if node.inputs[r.slot] in model.initializers]
+    data = [r for r in readers if r not in weights]
+    is_whole = any(model.initializers[node.inputs[r.slot]].data_type in WHOLE for r in weights)
+    if not data or is_whole:
+        return (weights or readers) + beside
+    return data + [r for r in weights if r.alone] + beside
 
 
 def _silence(
@@ -115,6 +129,50 @@ def _dtype(model: Model, name: str) -> np.dtype[np.generic]:
     return np.dtype(np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Outputs of a silenced model on seeded inputs."""
+
+    names: list[str]
+    feeds: list[dict[str, Array]]
+    outputs: list[list[Array]]
+    custom_ops: Sequence[str] = ()
+
+    def disagreement(self, cut: Model) -> float | None:
+        """Largest difference of a cut model's outputs, relative per output.
+
+        Returns: None where no output can be compared (none is a tensor of numbers).
+        """
+        worst: float | None = None
+        run = _session(cut.proto, self.names, self.custom_ops)
+        for feeds, ours in zip(self.feeds, self.outputs, strict=True):
+            for a, b in zip(ours, run.run(feeds, self.names), strict=True):
+                found = relative(np.asarray(a), np.asarray(b))
+                if found is not None:
+                    worst = max(worst or 0.0, found)
+        return worst
+
+
+def expected(
+    model: Model,
+    dims: Dims,
+    removed: BoolArray,
+    shapes: Mapping[str, Shape],
+    seeds: Sequence[int] = (0, 1),
+    custom_ops: Sequence[str] = (),
+) -> Expected:
+    """What a right cut gives.
+
+    The silenced model is gone when this returns: it and the cut one need not be in memory
+    together.
+    """
+    names = witnesses(model)
+    silenced = _session(mask(model, dims, removed), names, custom_ops)
+    feeds = [_fitting(model_inputs(model, shapes, seed), silenced) for seed in seeds]
+    outputs = [silenced.run(one, names) for one in feeds]
+    return Expected(names, feeds, outputs, custom_ops)
+
+
 def disagreement(
     model: Model,
     dims: Dims,
@@ -122,26 +180,13 @@ def disagreement(
     cut: Model,
     shapes: Mapping[str, Shape],
     seeds: Sequence[int] = (0, 1),
-    custom_ops: Sequence[str] = (),
 ) -> float | None:
-    """Largest difference between a cut model and the silenced original, relative per output.
+    """Largest difference between a cut model and the silenced original, relative per output."""
+    return expected(model, dims, removed, shapes, seeds).disagreement(cut)
 
-    Returns: None where no output can be compared (none is a tensor of numbers).
-    """
-    names = witnesses(model)
-    silenced, small = (
-        session(unrounded(_giving(proto, names)), optimize=False, custom_ops=custom_ops)
-        for proto in (mask(model, dims, removed), cut.proto)
-    )
-    worst: float | None = None
-    for seed in seeds:
-        feeds = _fitting(model_inputs(model, shapes, seed), silenced)
-        pairs = zip(silenced.run(feeds, names), small.run(feeds, names), strict=True)
-        for ours, theirs in pairs:
-            found = relative(np.asarray(ours), np.asarray(theirs))
-            if found is not None:
-                worst = max(worst or 0.0, found)
-    return worst
+
+def _session(proto: ModelProto, names: Sequence[str], custom_ops: Sequence[str]) -> Session:
+    return session(unrounded(_giving(proto, names)), optimize=False, custom_ops=custom_ops)
 
 
 def witnesses(model: Model) -> list[str]:

@@ -43,6 +43,8 @@ class Reader:
     field: Field
     beside: bool = False
     """True for what must be silenced too: a bias that is added before the sum."""
+    alone: bool = False
+    """True for a weight that sums over what the node keeps inside: a recurrent state."""
 
 
 @dataclass
@@ -55,6 +57,11 @@ class Ties:
     """(parent, child): a parent is gone exactly if all its children are."""
     joints: list[IntArray] = field(default_factory=list)
     """Shape (rows, positions): rows that keep equal counts, or vanish whole."""
+    weaves: list[IntArray] = field(default_factory=list)
+    """Shape (rows, positions): rows laid into one another, position by position."""
+    steps: list[list[IntArray]] = field(default_factory=list)
+    """Parts of rows, in order: each keeps as many as the one before it or one less, and the
+    last no less than one below the first."""
     pins: list[Pin] = field(default_factory=list)
     approximate: list[Pin] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)

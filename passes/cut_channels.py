@@ -11,7 +11,7 @@ from onnxprune.cut import Cut, cut
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.errors import ToolDefect
 from onnxprune.manager import Rewrite, Rewritten, State
-from onnxprune.oracle import disagreement
+from onnxprune.oracle import Expected, expected
 from onnxprune.plan import Plan, drop_rows
 from onnxprune.proof import Kept, prove
 from onnxprune.rules import load_rules
@@ -38,20 +38,24 @@ class CutChannels(Rewrite):
 
     def run(self, state: State) -> Rewritten:
         dims, plan = state[Dims], state[Plan]
+        exact = exact_part(dims, plan.alive)
+        goal = self._expected(state, dims, exact)
+        if goal is not None and not np.array_equal(exact, plan.alive):
+            self._compare(state, goal, proved_cut(state, dims, ~exact))
+            goal = None
         made = proved_cut(state, dims, ~plan.alive)
-        if self.oracle:
-            self._ask(state, dims, plan, made)
+        if goal is not None:
+            self._compare(state, goal, made)
         return Rewritten(made.model, (made,))
 
-    def _ask(self, state: State, dims: Dims, plan: Plan, made: Cut) -> None:
-        exact = exact_part(dims, plan.alive)
-        if exact.all():
-            return
-        tested = made if np.array_equal(exact, plan.alive) else proved_cut(state, dims, ~exact)
-        shapes, custom = state.subject.sizes.first, self.custom_ops
-        worst = disagreement(
-            state.model, dims, ~exact, tested.model, shapes, custom_ops=custom
-        )
+    def _expected(self, state: State, dims: Dims, exact: BoolArray) -> Expected | None:
+        if not self.oracle or exact.all():
+            return None
+        shapes = state.subject.sizes.first
+        return expected(state.model, dims, ~exact, shapes, custom_ops=self.custom_ops)
+
+    def _compare(self, state: State, goal: Expected, made: Cut) -> None:
+        worst = goal.disagreement(made.model)
         if worst is None:
             state.warnings.append("mask oracle skipped: the model has no comparable outputs")
         elif worst > ORACLE_LIMIT:

@@ -105,7 +105,7 @@ def _recur(flow: Flow, node: Node, units: Field) -> None:
             flow.equal(_ids(seen), np.expand_dims(units.ids, 3))
         else:
             flow.equal(one.ids, units.ids)
-            flow.contract(2, one, beside=not flow.is_weight(2))
+            flow.contract(2, one, beside=not flow.is_weight(2), alone=flow.is_weight(2))
 
 
 def _ids(seen: Field | None) -> IntArray:
