@@ -52,7 +52,7 @@ def _add_weights(source: Model, proto: ModelProto, taken: Taken) -> None:
         for new in by_source.get(name, ()):
             if new in read:
                 _add_weight(source, proto, new, tensor, taken[new][1])
-        if name not in by_source and (name in read or name not in source.consumers):
+        if name not in taken and (name in read or name not in source.consumers):
             proto.graph.initializer.append(tensor)
 
 

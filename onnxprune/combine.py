@@ -7,6 +7,7 @@ through a *view*, a reshape of it that gives groups, heads or gates an axis of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -26,6 +27,7 @@ from onnxprune.fields import (
 from onnxprune.flow import Flow
 
 Labels = Sequence[str | None]
+Kind = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,18 @@ class Combiner:
         pairs = [(self.tensor_shape(operand), self.view(operand))]
         still = [i for i, x in enumerate(operand.labels) if x in operand.still]
         for own, seen in zip(fields, self.flow.reshape(key, fields, pairs, still), strict=True):
-            lifted = self.lift(operand, seen) if seen is not None else None
-            lifted = self._steady(operand, lifted) if lifted is not None else None
+            loose = [a for a in seen.axes if operand.labels[a] is None] if seen else []
+            seen = self.flow.tie_along(seen, loose) if seen and loose else seen
+            lifted = self._steady(operand, self.lift(operand, seen) if seen else None)
             if lifted is None:
                 self.flow.pin([own], f"{self.flow.where()} cannot lose positions of this axis")
             else:
                 self.lifted.append(Lifted(lifted, operand.slot, own))
 
-    def _steady(self, operand: Operand, one: Field) -> Field | None:
+    def _steady(self, operand: Operand, one: Field | None) -> Field | None:
         """The field, constant along the labels that hold still, repeated where it serves again."""
-        axes = [a for a in one.axes if self.space[a] in operand.still]
-        found = self.flow.tie_along(one, axes) if axes else one
+        axes = [a for a in one.axes if self.space[a] in operand.still] if one else []
+        found = self.flow.tie_along(one, axes) if one and axes else one
         for label in operand.again:
             length = max(self._length(o, label) for o in self.operands)
             if found is not None and length > 1:
@@ -136,26 +139,26 @@ class Combiner:
         """Fresh identities for a weight, in the pattern of the data it is lined up with."""
         pairs = zip(operand.labels, self.view(operand), strict=True)
         lengths = {x: n for x, n in pairs if x and n > 1 and x not in operand.still}
-        made: list[tuple[set[str], Field | None]] = []
+        made: dict[Kind, Field | None] = {}
         covered = set[str]()
-        for other in [item.field for item in self.lifted]:
+        for kind, other in zip(kinds(self.lifted), (x.field for x in self.lifted), strict=True):
             labels = [self.space[a] for a in other.axes]
-            if any(other.ids.shape[a] != lengths.get(x) for a, x in zip(other.axes, labels,
-                                                                        strict=True)):  # fmt: skip
-                continue
-            if any(set(labels) == seen for seen, _ in made):
+            fits = all(other.ids.shape[a] == lengths.get(x)
+                       for a, x in zip(other.axes, labels, strict=True))  # fmt: skip
+            if kind in made or not fits:
                 continue
             unique, inverse = np.unique(other.ids, return_inverse=True)
             pattern = self.flow.fresh(len(unique))[inverse].reshape(other.ids.shape)
-            made.append((set(labels), self._lower(operand, pattern, self.space[other.thin])))
+            made[kind] = self._lower(operand, pattern, self.space[other.thin])
             covered |= set(labels)
+        found = list(made.values())
         for group in self._own(operand, lengths, covered):
             ids = self.flow.fresh(int(np.prod([lengths[x] for x in group])))
             shape = [lengths[x] if x in group else 1 for x in self.space]
             order = np.argsort([self.space.index(x) for x in group])
             ids = ids.reshape([lengths[x] for x in group]).transpose(order).reshape(shape)
-            made.append((set(group), self._lower(operand, ids, group[-1])))
-        return [field for _, field in made if field is not None]
+            found.append(self._lower(operand, ids, group[-1]))
+        return [field for field in found if field is not None]
 
     def _own(
         self, operand: Operand, lengths: dict[str, int], covered: set[str]
@@ -193,9 +196,10 @@ class Combiner:
         if self.flow.checker is None:
             return
         weights = {o.slot: o for o in self.operands if self.flow.is_weight(o.slot)}
-        data = [x for x in self.lifted if x.slot not in weights]
-        for at, item in enumerate(self.lifted):
-            other = next((d for d in data if d.field.axes == item.field.axes), None)
+        found = list(zip(self.lifted, kinds(self.lifted), strict=True))
+        data = {kind: x for x, kind in reversed(found) if x.slot not in weights}
+        for at, (item, kind) in enumerate(found):
+            other = data.get(kind)
             if item.slot not in weights or other is None:
                 continue
             key = (self.flow.node.key, item.slot)
@@ -248,8 +252,11 @@ class Combiner:
 
     def tie(self) -> None:
         """Tie the fields of different operands wherever they share labels."""
-        for a, b in combinations(list(self.lifted), 2):
-            if a.slot != b.slot:
+        found = list(zip(self.lifted, kinds(self.lifted), strict=True))
+        known = {(x.slot, kind) for x, kind in found}
+        for (a, one), (b, two) in combinations(found, 2):
+            apart = one != two and one[0] == two[0]  # each has a partner of its own kind
+            if a.slot != b.slot and not (apart and {(a.slot, two), (b.slot, one)} <= known):
                 self._pair(a.field, b.field)
 
     def _pair(self, a: Field, b: Field) -> None:
@@ -312,23 +319,24 @@ class Combiner:
     def survive(self, result: Result) -> list[Field]:
         """Fields of the output, still in the space."""
         out = {i for i, x in enumerate(self.space) if x in result.labels}
-        kept = [x.field for x in self.lifted if set(x.field.axes) <= out]
+        kept = [x for x in self.lifted if set(x.field.axes) <= out]
         mixed: dict[tuple[int, ...], list[Field]] = {}
-        for one in (x.field for x in self.lifted):
+        for item in self.lifted:
+            one = item.field
             rest = tuple(a for a in one.axes if a in out)
             if not rest or len(rest) == len(one.axes):
                 continue
             if one.thin in rest:
                 slim = self.flow.tie_along(one, [a for a in one.axes if a not in out])
-                kept += [slim] if slim is not None else []
+                kept += [replace(item, field=slim)] if slim is not None else []
             else:
                 mixed.setdefault(rest, []).append(one)
         for rest, joints in mixed.items():
             parent = self.parent(joints, rest)
             for other in kept:
-                if set(other.axes) >= set(rest):
-                    self._pair(parent, other)
-            kept.append(parent)
+                if set(other.field.axes) >= set(rest):
+                    self._pair(parent, other.field)
+            kept.append(Lifted(parent, -1, parent))
         return _without_repeats(kept)
 
 
@@ -371,18 +379,22 @@ def place(one: Field, space: list[str], labels: Labels) -> Field:
     return one.moved(seen, [where.get(a, 0) for a in range(one.ids.ndim)])
 
 
-def _without_repeats(fields: Sequence[Field]) -> list[Field]:
-    """Fields over the same axes are tied already; a parent is implied by its joint field."""
-    kept: list[Field] = []
-    for one in fields:
-        if any(set(one.axes) == set(k.axes) for k in kept):
-            continue
-        kept.append(one)
-    return [
-        one
-        for one in kept
-        if not any(
-            set(one.axes) < set(k.axes) and k.thin not in one.axes for k in kept
-        )
-    ]
+def kinds(lifted: Sequence[Lifted]) -> list[Kind]:
+    """What tells the fields of an operand apart: axes, and a number where several share them.
 
+    Positions of one axis may carry identities of two kinds (a flat axis made of heads, and of
+    what all heads have alike): they are gone where either is.
+    """
+    count: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    found = []
+    for item in lifted:
+        found.append((item.field.axes, count[item.slot, item.field.axes]))
+        count[item.slot, item.field.axes] += 1
+    return found
+
+
+def _without_repeats(lifted: Sequence[Lifted]) -> list[Field]:
+    """Fields of one kind are tied already; a parent is implied by its joint field."""
+    first = {kind: x.field for x, kind in reversed(list(zip(lifted, kinds(lifted), strict=True)))}
+    kept = list(reversed(first.values()))
+    return [f for f in kept if not any(set(f.axes) <= set(k.rows) for k in kept)]

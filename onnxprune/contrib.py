@@ -1,4 +1,4 @@
-"""Shapes of what ONNX Runtime's own operators make; onnx infers none for their domain."""
+"""Shapes of what ONNX Runtime's own operators make, and those of ai.onnx.ml: onnx infers none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnxprune.graph import Node
 
 Shape = tuple[int, ...]
 DOMAIN = "com.microsoft"
+ML = "ai.onnx.ml"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Typed:
 Inputs = Sequence[Typed | None]
 Infer = Callable[[Node, Sequence[Any]], list[Typed]]
 
-_TABLE: dict[str, Infer] = {}
+_TABLE: dict[tuple[str, str], Infer] = {}
 
 # Fused operators that begin with an onnx one: the activation behind it changes no shape.
 ALIASES = {
@@ -40,10 +41,10 @@ _OWN = frozenset(
 )
 
 
-def _on(*ops: str) -> Callable[[Infer], Infer]:
+def _on(*ops: str, domain: str = DOMAIN) -> Callable[[Infer], Infer]:
     def register(fn: Infer) -> Infer:
         for op in ops:
-            _TABLE[op] = fn
+            _TABLE[domain, op] = fn
         return fn
 
     return register
@@ -64,13 +65,18 @@ def alias(node: Node) -> Node | None:
     return Node(proto, node.index)
 
 
+def knows(node: Node) -> bool:
+    """True where the shapes of a node's outputs are told here or not at all."""
+    return node.domain == DOMAIN or (node.domain, node.op) in _TABLE
+
+
 def infer(node: Node, inputs: Inputs) -> list[Typed]:
     """What is known of a node's outputs, first outputs first; [] where nothing is.
 
     Args:
         inputs: None where an input is absent or its shape unknown.
     """
-    fn = _TABLE.get(node.op) if node.domain == DOMAIN else None
+    fn = _TABLE.get((node.domain, node.op))
     if fn is None or any(x is None and n for x, n in zip(inputs, node.inputs, strict=True)):
         return []
     return fn(node, inputs)
@@ -156,6 +162,50 @@ def _heads(node: Node, x: Sequence[Typed]) -> list[Typed]:
         return []
     width = v[2] if len(v) == 3 else v[1] * v[3]
     return [Typed((*q[:2], width), x[0].dtype)]
+
+
+# --- ai.onnx.ml: what classical models put around a network ---------------------------------------
+
+
+@_on("Scaler", "Normalizer", domain=ML)
+def _scaled(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    return [Typed(x[0].shape, TensorProto.FLOAT)]
+
+
+@_on("Binarizer", "Imputer", domain=ML)
+def _kept(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    return [x[0]]
+
+
+@_on("FeatureVectorizer", domain=ML)
+def _joined(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    widths = [one.shape[-1] for one in x]
+    return [Typed((x[0].shape[0], sum(widths)), TensorProto.FLOAT)]
+
+
+@_on("LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor", domain=ML)
+def _regressed(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    targets = int(node.attr("targets", node.attr("n_targets", 1)))
+    return [Typed((_samples(x), targets), TensorProto.FLOAT)]
+
+
+@_on("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier", domain=ML)
+def _classified(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    names = node.attr("classlabels_strings") or ()
+    numbers = node.attr("classlabels_int64s", node.attr("classlabels_ints")) or ()
+    label = TensorProto.STRING if len(names) else TensorProto.INT64
+    scores = Typed((_samples(x), len(names) or len(numbers)), TensorProto.FLOAT)
+    return [Typed((_samples(x),), label), scores]
+
+
+@_on("ArrayFeatureExtractor", domain=ML)
+def _picked(node: Node, x: Sequence[Typed]) -> list[Typed]:
+    rows = x[0].shape[:-1] or (1,)
+    return [Typed((*rows, int(np.prod(x[1].shape))), x[0].dtype)]
+
+
+def _samples(x: Sequence[Typed]) -> int:
+    return x[0].shape[0] if len(x[0].shape) > 1 else 1
 
 
 def as_types(node: Node, found: Sequence[Typed]) -> dict[str, Any]:

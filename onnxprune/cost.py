@@ -2,7 +2,8 @@
 
 One multiply-add of Conv, ConvTranspose, Gemm, MatMul, Einsum, recurrent cells and attention is
 one MAC. A node's MACs follow from shapes alone, so the cost of a plan is the same formulas over
-the shapes the plan leads to.
+the shapes the plan leads to. Rules are asked once, with unknown lengths: what they return is a
+sum of products, and a plan fills in the lengths.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.fields import Field, IntArray
-from onnxprune.graph import Model, Node
+from onnxprune.graph import BITS, Model, Node
+from onnxprune.lengths import Lengths
 from onnxprune.rules.registry import Rules
-from onnxprune.shapes import Shape, Shapes
+from onnxprune.shapes import Shapes
+from onnxprune.storage import without_weights
+from onnxprune.terms import FloatArray, Sum, Table
+from onnxprune.ties import Slot
+from onnxprune.weights import is_weight, learned, learned_inside
 
-# Element types a learned weight may have; integers of 32 and 64 bits hold shapes and indices,
-# but for the bias of a quantised layer.
-WEIGHT_TYPES = (
-    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
-    TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4,
-)  # fmt: skip
+__all__ = ["TARGETS", "Cost", "CostModel", "is_weight", "model_cost", "node_macs"]
+
+TARGETS = ("macs", "params", "bytes")
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,15 @@ class Cost:
     bytes: int
 
     def share(self, whole: Cost) -> dict[str, float]:
-        """Ratio to another cost, by name."""
-        return {
-            name: getattr(self, name) / max(getattr(whole, name), 1)
-            for name in ("macs", "params", "bytes")
-        }
+        """Ratio to another cost, by name; 1 where that is nothing."""
+        pairs = {name: (getattr(self, name), getattr(whole, name)) for name in TARGETS}
+        return {name: own / other if other else 1.0 for name, (own, other) in pairs.items()}
 
 
 def model_cost(model: Model, shapes: Shapes, rules: Rules) -> Cost:
     """The cost of a model as it stands, at the sizes that `shapes` were evaluated for."""
-    shape_of = shapes.shape.__getitem__
-    macs = sum(n for n in node_macs(model, shapes, rules).values())
-    weights = {
-        n: t for n, t in model.initializers.items() if is_weight(t) and n in model.consumers
-    }
-    params = sum(prod(shape_of(n)) for n in weights)
+    macs = sum(node_macs(model, shapes, rules).values())
+    params = sum(prod(t.dims) for t in learned(model).values()) + learned_inside(model)
     size = sum(tensor_bytes(t, prod(t.dims)) for t in model.initializers.values())
     return Cost(int(macs), int(params), int(size + rest_bytes(model)))
 
@@ -64,51 +62,38 @@ def node_macs(model: Model, shapes: Shapes, rules: Rules) -> dict[str, int]:
         if rule is None or rule.macs is None or node.key in shapes.value:
             continue
         if all(n in shapes.shape for n in (*node.inputs, *node.outputs) if n):
-            found[node.key] = rule.macs(node, shapes.shape.__getitem__)
+            found[node.key] = int(rule.macs(node, shapes.shape.__getitem__))
     return found
-
-
-def is_weight(tensor: TensorProto) -> bool:
-    """True for a learned initializer, quantised ones included; masks and shapes are none."""
-    return tensor.data_type in WEIGHT_TYPES
 
 
 def tensor_bytes(tensor: TensorProto, elements: int) -> int:
     """Bytes of the stored elements of an initializer."""
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
-        return -(-elements // 2)
     if tensor.data_type == TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    return elements * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    return -(-elements * BITS[tensor.data_type] // 8)
 
 
 def rest_bytes(model: Model) -> int:
     """Bytes of the file that are no weights: the graph itself, names, metadata."""
-    stored = sum(tensor_bytes(t, prod(t.dims)) for t in model.initializers.values())
-    return max(int(model.proto.ByteSize()) - stored, 0)
+    # `ByteSize` serialises: a copy of all weights, if they were still there.
+    return int(without_weights(model.proto, _without_values).ByteSize())
+
+
+def _without_values(tensor: TensorProto) -> TensorProto:
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
 
 
 @dataclass(frozen=True, eq=False)
-class AxisSize:
-    """Length of one axis of a tensor as a function of the channels alive.
+class _Asked:
+    """A node whose rule does more than multiply and add: it is asked again for each plan."""
 
-    `channels` has shape (fields, rows, positions): a position is there while all its channels
-    are. The length is that of the first row that has any.
-    """
-
-    channels: IntArray
-    counts: IntArray
-    """How often each position stands for equal ones; shape (positions,)."""
-
-    def length(self, alive: BoolArray) -> int:
-        """Positions left."""
-        there = alive[self.channels].all(axis=0)
-        lengths = there @ self.counts
-        return int(lengths[0]) if len(lengths) == 1 else int(lengths.max())
+    node: Node
+    known: Mapping[str, tuple[int | None, ...]]
+    """Index of the length of each axis; None: as it was."""
 
 
 class CostModel:
-    """Evaluates plans over one model: shapes as functions of the channels alive, then cost."""
+    """Evaluates plans over one model: lengths of axes from the channels alive, then cost."""
 
     def __init__(self, model: Model, dims: Dims, shapes: Shapes, first: Shapes, rules: Rules):
         """
@@ -117,38 +102,61 @@ class CostModel:
             first: at the sizes the flow ran on.
         """
         self.model, self.dims, self.shapes, self.first = model, dims, shapes, first
-        self.whole = model_cost(model, shapes, rules)
-        self._macs = self._mac_nodes(rules)
-        self._weights = self._weight_sources()
-        self._axes: dict[tuple[str, str], list[AxisSize | int]] = {}
+        self._rules, self.lengths = rules, Lengths(dims)
+        self._asked: dict[int, _Asked] = {}
+        counted = node_macs(model, shapes, rules)
+        self._counted = [n for n in model.nodes if counted.get(n.key)]
+        self._macs = Table.of([self._sum(i, n) for i, n in enumerate(self._counted)])
+        self._weights = _Weights(model, dims, self.lengths)
         self._rest = rest_bytes(model)
-        self._fixed_params, self._fixed_bytes = self._fixed()
+        self.whole = self.evaluate(np.ones(dims.count, np.bool_))
 
-    def _mac_nodes(self, rules: Rules) -> list[tuple[Node, int]]:
-        counted = node_macs(self.model, self.shapes, rules)
-        nodes = []
-        for node in self.model.nodes:
-            if counted.get(node.key):
-                nodes.append((node, counted[node.key]))
-        self._rules = rules
-        return nodes
+    def _axes(self, node: Node, name: str) -> tuple[int | None, ...]:
+        """Lengths of a tensor as this node sees it."""
+        fields: tuple[Field, ...]
+        if name in self.model.initializers:
+            source = self.dims.ties.sources.get((node.key, node.inputs.index(name)))
+            fields = source.fields if source else ()
+        else:
+            fields = self.dims.ties.fields.get(name, ())
+        if not fields:
+            return (None,) * len(self.shapes.shape[name])
+        return self.lengths.axes(fields, self.first.shape[name], self.shapes.shape[name])
 
-    def _weight_sources(self) -> dict[str, tuple[str, int | str]]:
-        """The use of each initializer that its cost is read from."""
-        found: dict[str, tuple[str, int | str]] = {}
-        for slot, source in self.dims.ties.sources.items():
-            if source.initializer:
-                found.setdefault(source.initializer, slot)
-        return found
+    def _sum(self, item: int, node: Node) -> Sum | int:
+        """MACs of a node as a sum of products of lengths."""
+        known: dict[str, tuple[int | None, ...]] = {}
 
-    def _fixed(self) -> tuple[int, int]:
-        params = size = 0
-        for name, tensor in self.model.initializers.items():
-            if name not in self._weights:
-                elements = prod(tensor.dims)
-                params += elements * (is_weight(tensor) and name in self.model.consumers)
-                size += tensor_bytes(tensor, elements)
-        return params, size
+        def shape_of(name: str) -> tuple[Any, ...]:
+            known[name] = self._axes(node, name)
+            pairs = zip(known[name], self.shapes.shape[name], strict=True)
+            return tuple(n if i is None else Sum.unknown(i) for i, n in pairs)
+
+        try:
+            found: Sum = Sum({}) + self._rule(node)(node, shape_of)
+            return found
+        except TypeError:
+            names = {n for n in (*node.inputs, *node.outputs) if n}
+            self._asked[item] = _Asked(node, {n: self._axes(node, n) for n in sorted(names)})
+            return 0
+
+    def _rule(self, node: Node) -> Any:
+        rule = self._rules.find(node, self.model.opsets.get(node.domain, 0))
+        assert rule is not None, "only nodes that count are listed"
+        return rule.macs
+
+    def _node_values(self, lengths: IntArray) -> IntArray:
+        values = self._macs.values(lengths)
+        for item, asked in self._asked.items():
+            values[item] = self._ask(asked, lengths)
+        return values
+
+    def _ask(self, asked: _Asked, lengths: IntArray) -> int:
+        def shape_of(name: str) -> tuple[int, ...]:
+            pairs = zip(asked.known[name], self.shapes.shape[name], strict=True)
+            return tuple(n if i is None else int(lengths[i]) for i, n in pairs)
+
+        return int(self._rule(asked.node)(asked.node, shape_of))
 
     def evaluate(self, alive: BoolArray) -> Cost:
         """The cost of keeping these channels.
@@ -156,82 +164,125 @@ class CostModel:
         Args:
             alive: shape (channels,).
         """
-        macs = 0
-        for node, _ in self._macs:
-            macs += self._node_macs(node, alive)
-        params, size = self._fixed_params, self._fixed_bytes
-        for name, slot in self._weights.items():
-            tensor = self.model.initializers[name]
-            elements = prod(self._lengths(name, slot, alive))
-            params += elements * is_weight(tensor)
-            size += tensor_bytes(tensor, elements)
-        return Cost(int(macs), int(params), int(size + self._rest))
+        lengths = self.lengths.evaluate(alive)
+        params, size = self._weights.evaluate(lengths, alive)
+        return Cost(int(self._node_values(lengths).sum()), params, size + self._rest)
 
     def node_costs(self, alive: BoolArray) -> Mapping[str, int]:
         """MACs of each node for these channels, by node key."""
-        return {node.key: self._node_macs(node, alive) for node, _ in self._macs}
+        values = self._node_values(self.lengths.evaluate(alive))
+        return {n.key: int(v) for n, v in zip(self._counted, values, strict=True)}
 
-    def _node_macs(self, node: Node, alive: BoolArray) -> int:
-        rule = self._rules.find(node, self.model.opsets.get(node.domain, 0))
-        assert rule is not None, "only nodes that count are listed"
-        assert rule.macs is not None, "only nodes that count are listed"
+    def slopes(self, alive: BoolArray, weight: Mapping[str, float]) -> FloatArray:
+        """Weighted cost that one more channel of each part adds, parts in the order of Dims.
 
-        def shape_of(name: str) -> Shape:
-            slot = node.inputs.index(name) if name in node.inputs else 0
-            return self._lengths(name, (node.key, slot), alive)
+        Args:
+            weight: of one MAC, parameter or byte, by name.
+        """
+        lengths = self.lengths.evaluate(alive)
+        macs = np.full(len(self._counted), weight.get("macs", 0.0))
+        found = self._macs.slopes(lengths, macs)
+        for item, asked in self._asked.items():
+            now = float(self._node_values(lengths)[item]) * weight.get("macs", 0.0)
+            for axis in {i for axes in asked.known.values() for i in axes if i is not None}:
+                found[axis] += now / max(int(lengths[axis]), 1)
+        found += self._weights.slopes(lengths, weight)
+        return self.lengths.by_part(alive, found)
 
-        return rule.macs(node, shape_of)
+    def charges(self, alive: BoolArray, name: str) -> list[tuple[float, frozenset[int]]]:
+        """What a target is made of at these channels: (amount, Dims it depends on)."""
+        lengths = self.lengths.evaluate(alive)
+        if name != "macs":
+            return self._weights.charges(lengths, name)
+        values = self._node_values(lengths)
+        return [
+            (float(v), frozenset(self.lengths.dims_of(sorted(self._axes_of(item)))))
+            for item, v in enumerate(values)
+        ]
 
-    def _lengths(self, name: str, slot: tuple[str, int | str], alive: BoolArray) -> Shape:
-        axes = self._sizes(name, slot)
-        return tuple(a if isinstance(a, int) else a.length(alive) for a in axes)
-
-    def _sizes(self, name: str, slot: tuple[str, int | str]) -> list[AxisSize | int]:
-        weight = name in self.model.initializers
-        key = (name, str(slot) if weight else "")
-        if key not in self._axes:
-            source = self.dims.ties.sources.get(slot) if weight else None
-            fields = source.fields if source else () if weight else self.dims.ties.fields.get(
-                name, ())  # fmt: skip
-            shape = self.shapes.shape[name]
-            base = self.first.shape[name]
-            self._axes[key] = [
-                self._axis([f for f in fields if a in f.axes], a, n, base[a])
-                for a, n in enumerate(shape)
-            ]
-        return self._axes[key]
-
-    def _axis(self, fields: list[Field], axis: int, length: int, base: int) -> AxisSize | int:
-        if not fields:
-            return length
-        rows: list[IntArray] = []
-        for one in fields:
-            ids = self.dims.of[one.ids]
-            if len(one.axes) > 1 and one.thin != axis:
-                # A row is there while any of its positions is: look at one row's channels.
-                return self._row_axis(one, axis, length, base)
-            rows.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
-        deepest = max(len(r) for r in rows)
-        rows = [r if len(r) == deepest else np.repeat(r[:1], deepest, axis=0) for r in rows]
-        table = np.stack(rows)  # (fields, rows, positions)
-        table, counts = _squeeze(table, length, base)
-        return AxisSize(table, counts)
-
-    def _row_axis(self, one: Field, axis: int, length: int, base: int) -> AxisSize | int:
-        """A row axis: its length is the number of rows whose parent lives."""
-        ids = self.dims.of[one.ids]
-        first = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]
-        parents = self.dims.parent[first]
-        if (parents < 0).any():
-            return length
-        table, counts = _squeeze(parents[None, None, :], length, base)
-        return AxisSize(table, counts)
+    def _axes_of(self, item: int) -> set[int]:
+        if item in self._asked:
+            axes = self._asked[item].known.values()
+            return {i for found in axes for i in found if i is not None}
+        return set(self._macs.touched(item).tolist())
 
 
-def _squeeze(table: IntArray, length: int, base: int) -> tuple[IntArray, IntArray]:
-    """Join equal positions into one with a count; scale from the flow's sizes to cost's."""
-    flat = table.reshape(-1, table.shape[-1])
-    unique, counts = np.unique(flat, axis=1, return_counts=True)
-    if length != base:
-        counts = counts * length // base
-    return unique.reshape(*table.shape[:-1], unique.shape[-1]), counts
+class _Weights:
+    """Stored elements: each initializer once for each way in which a plan takes it."""
+
+    def __init__(self, model: Model, dims: Dims, lengths: Lengths) -> None:
+        self._dims, self._lengths = dims, lengths
+        uses = _uses(model, dims)
+        counted = learned(model)
+        forms: list[Sum | int] = []
+        bits, params = [], []
+        self._forks: list[list[tuple[int, tuple[Field, ...]]]] = []
+        self._fixed = [learned_inside(model), 0]
+        for name, tensor in model.initializers.items():
+            if tensor.data_type == TensorProto.STRING:
+                self._fixed[1] += tensor_bytes(tensor, prod(tensor.dims))
+                continue
+            distinct = uses.get(name, [()])
+            if len(distinct) > 1:
+                self._forks.append([(len(forms) + i, f) for i, f in enumerate(distinct)])
+            for fields in distinct:
+                shape = tuple(tensor.dims)
+                axes = lengths.axes(fields, shape, shape) if fields else (None,) * len(shape)
+                forms.append(_elements(shape, axes))
+                bits.append(BITS[tensor.data_type])
+                params.append(name in counted)
+        self._table = Table.of(forms)
+        self._bits, self._params = np.array(bits, np.int64), np.array(params, np.int64)
+
+    def evaluate(self, lengths: IntArray, alive: BoolArray) -> tuple[int, int]:
+        """(parameters, bytes) of the initializers."""
+        elements = self._table.values(lengths)
+        for fork in self._forks:
+            seen = set[tuple[bytes, ...]]()
+            for item, fields in fork:
+                masks = [alive[self._dims.of[f.ids]] for f in fields]
+                key = tuple(m.tobytes() for m in masks if not m.all())
+                if key in seen:
+                    elements[item] = 0
+                seen.add(key)
+        size = -(-elements * self._bits // 8)
+        return int(elements @ self._params) + self._fixed[0], int(size.sum()) + self._fixed[1]
+
+    def charges(self, lengths: IntArray, name: str) -> list[tuple[float, frozenset[int]]]:
+        """Stored elements or bytes of each form of a weight, with the Dims it depends on."""
+        each = self._params if name == "params" else self._bits / 8
+        amounts = self._table.values(lengths) * each
+        return [
+            (float(amount), frozenset(self._lengths.dims_of(self._table.touched(item).tolist())))
+            for item, amount in enumerate(amounts)
+        ]
+
+    def slopes(self, lengths: IntArray, weight: Mapping[str, float]) -> FloatArray:
+        """Weighted cost that one more position of each axis adds."""
+        each = self._params * weight.get("params", 0.0)
+        return self._table.slopes(lengths, each + self._bits / 8 * weight.get("bytes", 0.0))
+
+
+def _elements(shape: tuple[int, ...], axes: tuple[int | None, ...]) -> Sum | int:
+    found: Sum | int = 1
+    for length, axis in zip(shape, axes, strict=True):
+        found = found * (length if axis is None else Sum.unknown(axis))
+    return found
+
+
+def _uses(model: Model, dims: Dims) -> dict[str, list[tuple[Field, ...]]]:
+    """For each initializer the uses that a plan may take unlike each other."""
+    found: dict[str, dict[tuple[Any, ...], tuple[Field, ...]]] = {}
+    sources: dict[Slot, tuple[Field, ...]] = {
+        slot: s.fields for slot, s in dims.ties.sources.items() if s.initializer
+    }
+    for name in model.initializers:
+        readers: list[tuple[Field, ...]] = [
+            sources.get((node.key, slot), ()) for node, slot in model.consumers.get(name, ())
+        ]
+        if name in model.captured or name in model.output_names or not readers:
+            readers.append(())
+        for fields in readers:
+            key = tuple((f.axes, f.thin, dims.of[f.ids].tobytes()) for f in fields)
+            found.setdefault(name, {})[key] = fields
+    return {name: list(ways.values()) for name, ways in found.items()}

@@ -142,12 +142,22 @@ class Cutter:
         new = [helper.make_attribute(k, v) for k, v in attributes.items() if v is not None]
         _replace(self._proto, kept + new)
 
-    def replace_slice(self, node: Node, axis: int, indices: Ints) -> None:
+    def replace_by_gather(self, node: Node, axis: int, indices: Ints) -> None:
         assert self._proto is not None, "only called while a node is rewired"
         name = self._constant(f"{node.key}_indices", np.asarray(indices, np.int64))
         self._proto.op_type = "Gather"
         self._proto.input[:] = [self._proto.input[0], name]
         _replace(self._proto, [helper.make_attribute("axis", axis)])
+        self._wants.clear()
+
+    def replace_by_reshape(self, node: Node, first: Shape, second: Shape) -> None:
+        assert self._proto is not None, "only called while a node is rewired"
+        target = [n if n == m else -1 for n, m in zip(first, second, strict=True)]
+        assert target.count(-1) < 2, "a Reshape infers one length"
+        name = self._constant(f"{node.key}_shape", np.asarray(target, np.int64))
+        self._proto.op_type = "Reshape"
+        self._proto.input[:] = [self._proto.input[0], name]
+        _replace(self._proto, [])
         self._wants.clear()
 
     def leave_out(self, node: Node, slot: int) -> None:
@@ -204,7 +214,10 @@ class Cutter:
         known = self.uses.setdefault(name, {})
         key = b"".join(_take_key(t) for t in found)
         if key not in known:
-            new = name if not known else self._unused(f"{name}_cut{len(known)}")
+            # A body or the caller reads the whole weight under its name.
+            whole = name in self.model.captured or name in self.model.output_names
+            takes_over = name not in self.taken and not (found and whole)
+            new = name if takes_over else self._unused(f"{name}_cut{len(known)}")
             known[key] = new
             self.taken[new] = (name, found)
             for grower in self.growers:
@@ -304,6 +317,8 @@ class Cutter:
                 continue
             if name in self.dims.ties.fields or not (old[0].size and old[1].size):
                 continue
+            if slot >= len(self._proto.input) or self._proto.input[slot] in self.fresh:
+                continue  # a rule put another operand there
             new = [g.value(self._proto.input[slot]) for g in self.growers]
             if all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)):  # type: ignore[arg-type]
                 continue

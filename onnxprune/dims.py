@@ -22,6 +22,9 @@ from onnxprune.ties import Slot, Ties
 
 BoolArray = npt.NDArray[np.bool_]
 
+# Heads of heads: parents that have parents.
+LEVELS = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Dim:
@@ -108,15 +111,18 @@ def find_dims(ties: Ties) -> Dims:
     parent = np.full(count, -1, np.int64)
     parent[links[:, 1]] = links[:, 0]
     pins = _reasons(of, [(p.ids, p.reason) for p in ties.pins], count)
+    rows, membership = _balances(ties, of, count)
+    for table in rows:
+        _hold_across(pins, parent, table)
     _pin_parents(pins, links)
     soft = _reasons(of, [(p.ids, p.reason) for p in ties.approximate], count)
     likeness = _likeness(ties, of, count)
     likeness += _mix(1, np.array([p >= 0 for p in pins[0]], np.uint64))
     likeness += _mix(2, np.array([p >= 0 for p in soft[0]], np.uint64))
-    rows, membership = _balances(ties, of, count)
+    steps = _steps(ties, of, membership)
     part_of = _group(np.stack([likeness, membership], axis=1)) if count else of
     family_of = _families(part_of, rows)
-    dims = _build(ties, of, part_of, family_of, parent, pins, soft, rows)
+    dims = _build(ties, of, part_of, family_of, parent, pins, soft, rows, steps)
     pairs = frozenset(map(tuple, links.tolist()))
     return Dims(of, count, dims, parent, ties, pairs)
 
@@ -179,6 +185,25 @@ def _pin_parents(pins: Reasons, links: IntArray) -> None:
         pins[0][held[:, 0]] = pins[0][held[:, 1]]
 
 
+def _hold_across(pins: Reasons, parent: IntArray, table: IntArray) -> None:
+    """Rows that lie across those of another balance cannot go: it would become uneven."""
+    owners = table
+    for _ in range(LEVELS):
+        owners = np.where(owners >= 0, parent[owners], -1)
+        if owners.max() < 0:
+            return
+        above, index = np.unique(owners, return_inverse=True)
+        counts = np.zeros((len(table), len(above)), np.int64)
+        np.add.at(counts, (np.arange(len(table))[:, None], index.reshape(table.shape)), 1)
+        # Where a row of the table is gone with them, it has nothing to keep equal.
+        partly = np.ma.masked_equal(counts, table.shape[1])
+        uneven = above[np.ma.filled(partly.max(axis=0) != partly.min(axis=0), False)]
+        held = uneven[uneven >= 0]
+        if len(held):
+            pins[0][held[pins[0][held] < 0]] = len(pins[1])
+            pins[1].append("a row across those of another balance")
+
+
 def _mix(salt: int, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A 64-bit hash (splitmix64) whose sums tell multisets apart."""
     with np.errstate(over="ignore"):
@@ -190,14 +215,15 @@ def _mix(salt: int, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _likeness(ties: Ties, of: IntArray, count: int) -> npt.NDArray[np.uint64]:
-    """A hash per channel of where it occurs: equal for interchangeable channels."""
+    """A hash per channel of where it occurs: equal for interchangeable channels.
+
+    A tensor cut out of another keeps some of its channels: those it holds differ from the others.
+    """
     total = np.zeros(count, np.uint64)
-    salt = 10
-    for source in ties.sources.values():
-        for one in source.fields:
-            salt += 1
-            found, times = np.unique(of[one.ids.ravel()], return_counts=True)
-            total[found] += _mix(salt, times.astype(np.uint64))
+    places = [one.ids.ravel() for source in ties.sources.values() for one in source.fields]
+    for salt, ids in enumerate([*places, *ties.parts], start=11):
+        found, times = np.unique(of[ids], return_counts=True)
+        total[found] += _mix(salt, times.astype(np.uint64))
     return total
 
 
@@ -209,7 +235,9 @@ def _balances(
     seen: dict[bytes, None] = {}
     kept: list[IntArray] = []
     for ids in ties.joints:
-        rows = np.unique(np.sort(of[ids], axis=1), axis=0)
+        if _is_one_axis(of[ids]):
+            continue
+        rows = np.unique(np.sort(of[ids.reshape(-1, ids.shape[-1])], axis=1), axis=0)
         key = rows.tobytes() + str(rows.shape).encode()
         if len(rows) == 1 or key in seen:
             continue
@@ -223,6 +251,25 @@ def _balances(
         with np.errstate(over="ignore"):
             np.add.at(membership, cells[:, 1], _mix(len(kept) + 7, salted))
     return kept, membership
+
+
+def _is_one_axis(channels: IntArray) -> bool:
+    """True for rows that are a channel each: they go whole, whatever the others do."""
+    varies = [a for a, n in enumerate(channels.shape) if (np.diff(channels, axis=a) != 0).any()]
+    return len(varies) < 2 and channels.ndim - 1 not in varies
+
+
+def _steps(
+    ties: Ties, of: IntArray, membership: npt.NDArray[np.uint64]
+) -> list[list[IntArray]]:
+    """Channels of the parts of woven rows; who is in which is mixed into the hash."""
+    found = [[of[ids] for ids in rows] for rows in ties.steps]
+    for number, rows in enumerate(found):
+        for at, channels in enumerate(rows):
+            salt = np.full(len(channels), at, np.uint64)
+            with np.errstate(over="ignore"):
+                np.add.at(membership, channels, _mix(-2 - number, salt))
+    return found
 
 
 def _group(keys: npt.NDArray[np.uint64]) -> IntArray:
@@ -249,6 +296,7 @@ def _build(
     pins: Reasons,
     soft: Reasons,
     rows: list[IntArray],
+    steps: list[list[IntArray]],
 ) -> tuple[Dim, ...]:
     order = np.argsort(part_of, kind="stable")
     starts = np.unique(part_of[order], return_index=True)[1]
@@ -260,13 +308,18 @@ def _build(
     for table in rows:
         tables.setdefault(int(family_of[part_of[table.flat[0]]]), []).append(table)
     ordered = sorted(families.values(), key=lambda parts: min(int(p[0]) for p in parts))
+    falling: dict[int, list[list[IntArray]]] = {}
+    for step in steps:
+        family = next(int(family_of[part_of[r[0]]]) for r in step if len(r))
+        falling.setdefault(family, []).append(step)
     names = _names(ties, of, ordered)
     return tuple(
         Dim(
             index=i,
             name=names[i],
             parts=(parts := tuple(sorted(found, key=lambda p: int(p[0])))),
-            levels=_levels(parts, tables.get(int(family_of[part_of[parts[0][0]]]), [])),
+            levels=_levels(parts, tables.get(at := int(family_of[part_of[parts[0][0]]]), []),
+                           falling.get(at, [])),
             parents=tuple(int(parent[p[0]]) for p in parts),
             pinned=_text(pins, parts),
             approximate=_text(soft, parts),
@@ -275,20 +328,26 @@ def _build(
     )
 
 
-def _levels(parts: tuple[IntArray, ...], tables: list[IntArray]) -> IntArray:
+def _levels(
+    parts: tuple[IntArray, ...], tables: list[IntArray], steps: list[list[IntArray]]
+) -> IntArray:
     """Feasible kept counts of the parts of one Dim."""
     sizes = [len(p) for p in parts]
     if len(parts) == 1:
         return np.arange(1, sizes[0] + 1)[:, None]
     number = {int(c): i for i, p in enumerate(parts) for c in p}
-    rows = []
-    for table in tables:
-        weights = np.zeros((len(table), len(parts)))
+
+    def weights(table: Sequence[IntArray]) -> npt.NDArray[np.float64]:
+        """How much each part counts in each row."""
+        found = np.zeros((len(table), len(parts)))
         for at, row in enumerate(table):
-            found, times = np.unique([number[int(c)] for c in row], return_counts=True)
-            weights[at, found] = times / np.array(sizes)[found]
-        rows.append(weights)
-    return feasible_levels(sizes, rows)
+            own, times = np.unique([number[int(c)] for c in row], return_counts=True)
+            found[at, own.astype(np.int64)] = times / np.array(sizes)[own.astype(np.int64)]
+        return found
+
+    return feasible_levels(
+        sizes, [weights(list(t)) for t in tables], [weights(step) for step in steps]
+    )
 
 
 def _text(reasons: Reasons, parts: tuple[IntArray, ...]) -> str:

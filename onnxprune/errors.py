@@ -46,6 +46,10 @@ class BudgetError(PruneError):
     """A budget that no plan can meet."""
 
 
+class PlanError(PruneError):
+    """A plan file is broken, or belongs to another model."""
+
+
 class FileError(PruneError):
     """A file cannot be read or written."""
 

@@ -129,6 +129,20 @@ def regroup(
     return np.broadcast_to(ids, full).reshape(target)
 
 
+def woven(field: Field, blocks: list[tuple[int, int, int, int]]) -> IntArray | None:
+    """Rows that a Reshape lays into one another, position by position; None where it does not.
+
+    Returns: shape (axes made, rows, positions).
+    """
+    for i0, i1, _, _ in blocks:
+        minor = [a for a in field.axes if field.thin < a < i1]
+        if i0 <= field.thin and minor:
+            rows = np.moveaxis(field.ids, [*minor, field.thin], range(-len(minor) - 1, 0))
+            length = rows.shape[-1]
+            return rows.reshape(-1, int(np.prod(rows.shape[-len(minor) - 1 : -1])), length)
+    return None
+
+
 def thin_after(field: Field, blocks: list[tuple[int, int, int, int]]) -> list[int]:
     """Preference for the thinning axis after a Reshape: the last axes of the thin one's block."""
     for i0, i1, j0, j1 in blocks:

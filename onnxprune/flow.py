@@ -153,7 +153,8 @@ class Flow:
             pairs: (shape before, shape after) at the first sizes, and at others where known.
             still: axes after it that do not thin.
         """
-        if pairs[0][0] == pairs[0][1]:
+        known = self.checker.blocks(key) if self.checker else None
+        if pairs[0][0] == pairs[0][1] and known is None:
             return list(fields)
         blocks = self._blocks(key, pairs)
         found = self.settle(
@@ -166,6 +167,7 @@ class Flow:
                 for f in fields
             ],
         )
+        self._hold_repeats(key, fields, found)
         for before, one in zip(fields, found, strict=True):
             if one is not None:
                 self.joint(one)  # a view must stay a rectangle too
@@ -173,6 +175,27 @@ class Flow:
             if self.checker is None and (rows := woven(before, blocks)) is not None:
                 self.ties.weaves += list(rows)
         return found
+
+    def _hold_repeats(
+        self, key: str, before: Sequence[Field], after: list[Field | None]
+    ) -> None:
+        """Repeats that became part of a joint field's rows are held: rows go as they were made.
+
+        A key that serves several heads is repeated along an axis that is then merged with that of
+        the keys; a head that went alone would leave its key behind for the others.
+        """
+        if self.checker:
+            return
+        for at, one in enumerate(after):
+            if one is not None and any(
+                other is not None
+                and set(one.axes) < set(other.axes)
+                and other.thin not in one.axes
+                and set(old.axes).isdisjoint(before[at].axes)
+                for old, other in zip(before, after, strict=True)
+            ):
+                self.pin([one], f"{self.where()} makes rows of repeats")
+                after[at] = self.ties.settled[key][at] = None
 
     def _cut_rows(self, before: Field, after: Field, shape: Shape) -> None:
         """Rows made of one axis end where the rows woven into it do."""
@@ -238,8 +261,12 @@ class Flow:
     def joint(self, one: Field) -> None:
         """Rows of a joint field keep equal counts."""
         if self.checker is None and len(one.axes) > 1:
-            ids = np.moveaxis(one.ids, one.thin, -1)
-            self.ties.joints.append(ids.reshape(-1, ids.shape[-1]))
+            self.ties.joints.append(np.moveaxis(one.ids, one.thin, -1))
+
+    def part(self, ids: IntArray) -> None:
+        """Positions that get a tensor of their own, which must not become empty."""
+        if self.checker is None:
+            self.ties.parts.append(ids.ravel())
 
     def contract(
         self, slot: int, one: Field, *, beside: bool = False, alone: bool = False
@@ -269,6 +296,12 @@ class Flow:
         if not rest:
             return None
         return Field(ids, rest, one.thin if one.thin in rest else rest[-1])
+
+    def whole(self, fields: Sequence[Field], axes: Sequence[int], reason: str) -> list[Field]:
+        """The fields, constant along axes that stay whole; what lives on these alone is held."""
+        found = [self.tie_along(f, [a for a in f.axes if a in axes]) for f in fields]
+        self.pin([f for f, one in zip(fields, found, strict=True) if one is None], reason)
+        return [one for one in found if one is not None]
 
     def where(self, note: str = "") -> str:
         """The current node in the user's words."""

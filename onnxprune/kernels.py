@@ -78,6 +78,15 @@ def slice_arguments(
     return [(int(a) % max(rank, 1), int(s), int(e), int(p)) for a, s, e, p in rows]
 
 
+def is_flat_order(index: Array, data: tuple[int, ...]) -> bool:
+    """True where a Gather takes every position of a flat tensor in turn: it is a Reshape.
+
+    torch.export writes views of tensors that lie contiguous in memory this way.
+    """
+    whole = len(data) == 1 and index.size == data[0]
+    return whole and np.array_equal(np.ravel(index), np.arange(data[0]))
+
+
 def reshape_target(shape: tuple[int, ...], want: Array, allowzero: bool) -> list[int]:
     """The output shape of Reshape: 0 copies, -1 is inferred."""
     target = [int(n) for n in want]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -131,7 +131,10 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Returns a new model; facts about the old one are dropped unless `keeps` names them."""
+    """Returns a new model; facts about the old one are dropped unless `keeps` names them.
+
+    The very same model means that nothing was changed: all facts stay.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[type, ...]] = ()
@@ -168,12 +171,15 @@ class Findings:
 class PassManager:
     """Checks that what each pass needs is given before anything runs, then runs them."""
 
-    def __init__(self, passes: Sequence[AnyPass]) -> None:
+    def __init__(self, passes: Sequence[AnyPass], given: Iterable[type] = ()) -> None:
+        """
+        Args:
+            given: facts that the state holds already.
+        """
         self.passes = list(passes)
-        self._check()
+        self._check(set(given))
 
-    def _check(self) -> None:
-        given: set[type] = set()
+    def _check(self, given: set[type]) -> None:
         for one in self.passes:
             missing = [n.__name__ for n in one.needs if n not in given]
             if missing:
@@ -204,6 +210,9 @@ class PassManager:
 
     def _rewrite(self, one: Rewrite, state: State) -> None:
         made = one.run(state)
+        if made.model is state.model:  # nothing changed, so all that is known of it holds
+            state.facts |= {type(fact): fact for fact in made.facts}
+            return
         state.before |= state.facts
         state.facts = {k: v for k, v in state.facts.items() if k in one.keeps}
         state.facts |= {type(fact): fact for fact in made.facts}
@@ -227,6 +236,16 @@ def make_pass(spec: str) -> AnyPass:
         raise UsageError(f"no pass is named `{name}`", hint=did_you_mean(name, known))
     kind = known[name].load()
     return cast(AnyPass, kind(**_options(kind, rest.rstrip("}"), spec) if brace else {}))
+
+
+def spec(one: AnyPass) -> str:
+    """The text that `make_pass` reads: the name, and options that are not their defaults."""
+    given = [
+        f"{f.name.replace('_', '-')}={getattr(one, f.name)}"
+        for f in fields(one)
+        if getattr(one, f.name) != f.default
+    ]
+    return one.name + (f"{{{','.join(given)}}}" if given else "")
 
 
 def _options(kind: Any, text: str, spec: str) -> dict[str, Any]:

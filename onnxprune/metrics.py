@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -327,11 +328,16 @@ def cosines(ours: FloatArray, theirs: FloatArray) -> FloatArray:
     return found
 
 
-def _agreement(outputs: Array, reference: Array) -> Rows:
+def agreement(name: str = "") -> Metric:
+    """Agreement with the original on an output, whose name may tell what it holds."""
+    return Metric("agreement", True, partial(_agreement, name=name), _mean, needs_labels=False)
+
+
+def _agreement(outputs: Array, reference: Array, name: str) -> Rows:
     """Equal classes where the reference holds class scores, else 1 - relative error."""
     if outputs.shape != reference.shape:
         raise DataError(f"outputs have shape {outputs.shape} and {reference.shape}")
-    kind = kind_of(reference)
+    kind = kind_of(reference, name)
     if kind == "labels":
         return (_per_sample(outputs == reference),)
     if kind not in ("embedding", "values"):
@@ -370,4 +376,4 @@ METRICS = _table(
     ("mae", False, _absolute, _mean),
     ("r2", True, _values, _r2),
     ("cosine", True, _cosines, _mean),
-) | {"agreement": Metric("agreement", True, _agreement, _mean, needs_labels=False)}
+) | {"agreement": agreement()}

@@ -22,13 +22,22 @@ def tensors_of(dims: Dims) -> dict[int, list[str]]:
     return {index: list(names) for index, names in found.items()}
 
 
-def names_of(dims: Dims, model: Model) -> dict[int, frozenset[str]]:
-    """Every name a pattern may use for a Dim: its own, its weights', the nodes' it passes."""
+def names_of(dims: Dims, model: Model, *, made: bool = False) -> dict[int, frozenset[str]]:
+    """Every name a pattern may use for a Dim: its own, its weights', the nodes' it passes.
+
+    Args:
+        made: only weights and nodes that make the Dim's channels, not those that sum over them.
+    """
     names: dict[int, set[str]] = {d.index: {d.name} for d in dims.dims}
     labels = {n.key: {n.name, n.key} - {""} for n in model.nodes}
+    summed = np.zeros(dims.ties.count, np.bool_)
+    for reader in dims.ties.readers:
+        if made and not reader.beside:
+            summed[reader.field.ids.ravel()] = True
     for (key, _), source in dims.ties.sources.items():
         own = labels.get(key, {key}) | ({source.initializer} if source.initializer else set())
         for one in source.fields:
-            for index in np.unique(dims.dim_of[dims.of[one.ids.ravel()]]):
+            ids = one.ids.ravel()
+            for index in np.unique(dims.dim_of[dims.of[ids[~summed[ids]]]]):
                 names[int(index)] |= own
     return {index: frozenset(found) for index, found in names.items()}

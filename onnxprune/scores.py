@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,13 @@ import numpy.typing as npt
 
 from onnxprune.dims import Dim, Dims
 from onnxprune.errors import ModelError
-from onnxprune.fields import Field
+from onnxprune.fields import Field, IntArray
 from onnxprune.graph import Model
 from onnxprune.ties import Slot
+from onnxprune.weights import Uses
 
 FloatArray = npt.NDArray[np.float64]
 Measure = Callable[[FloatArray], FloatArray]
-
-# Sources that hold statistics or scales rather than filters: what makes a channel is the filter.
-MIN_RANK = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +28,7 @@ class Scores:
 
     def normalised(self, dims: Dims) -> Scores:
         """Each Dim's scores divided by their mean, so that Dims of unlike scale compare."""
-        scaled = self.of.copy()
-        for dim in dims.free:
-            mean = scaled[dim.channels].mean()
-            if mean > 0:
-                scaled[dim.channels] /= mean
-        return Scores(scaled)
+        return Scores(relative(dims, self.of))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,74 +40,150 @@ class Touch:
     field: Field
     reads: bool
     """True where the weight sums over these channels, False where it makes them."""
+    is_filter: bool
+    """False for a bias, a scale, statistics: numbers that meet data position by position."""
 
 
-def touches(dims: Dims, model: Model) -> Iterator[Touch]:
-    """Every floating or integer weight with a field that has channels."""
-    contracted = np.zeros(dims.ties.count, np.bool_)
-    for reader in dims.ties.readers:
-        if not reader.beside:
-            contracted[reader.field.ids.ravel()] = True
-    for slot, source in dims.ties.sources.items():
-        if not source.initializer:
-            continue
-        for one in source.fields:
-            reads = bool(contracted[one.ids.ravel()].any())
-            yield Touch(slot, source.initializer, one, reads)
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """A sum over weights, and which channels had any."""
+
+    total: FloatArray
+    seen: npt.NDArray[np.bool_]
+
+    def otherwise(self, other: Gathered) -> Gathered:
+        """The same where there is something, the other elsewhere."""
+        total = np.where(self.seen, self.total, other.total)
+        return Gathered(total, self.seen | other.seen)
 
 
-def filter_norms(
-    model: Model, dims: Dims, touch: Touch, measure: Measure, combine: Measure = np.asarray
-) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Sum of a measure of the weight over all that belongs to each channel.
+class Touches:
+    """Everything that the Dims of a model touch, found once."""
 
-    Args:
-        measure: elementwise, float64.
-        combine: of the sums, one a channel.
-    Returns: channels (ascending) and their values.
+    def __init__(self, model: Model, dims: Dims) -> None:
+        self.model, self.dims, self.uses = model, dims, Uses(model)
+        self._all = list(self._find())
+
+    def __iter__(self) -> Iterator[Touch]:
+        return iter(self._all)
+
+    def _find(self) -> Iterator[Touch]:
+        """Uses of one weight by the same channels count once."""
+        contracted = np.zeros(self.dims.ties.count, np.bool_)
+        for reader in self.dims.ties.readers:
+            if not reader.beside:
+                contracted[reader.field.ids.ravel()] = True
+        seen = set[tuple[str, tuple[int, ...], bool, bytes]]()
+        for slot, source in self.dims.ties.sources.items():
+            is_filter = bool(source.initializer) and self.uses.is_filter(slot)
+            for one in source.fields if source.initializer else ():
+                reads = bool(contracted[one.ids.ravel()].any())
+                channels = self.dims.of[one.ids]
+                key = source.initializer, one.axes, reads, channels.tobytes()
+                if key not in seen:
+                    seen.add(key)
+                    yield Touch(slot, source.initializer, one, reads, is_filter)
+
+    def values(self, touch: Touch) -> FloatArray:
+        """The weight's numbers, as real ones; what is not finite is taken for zero."""
+        found = self.uses.real(touch.slot)
+        if not np.isfinite(found).all():
+            found = np.where(np.isfinite(found), found, 0)
+        return np.asarray(found)
+
+    def norms(self, touch: Touch, measure: Measure) -> tuple[IntArray, FloatArray]:
+        """Sum of a measure of the weight over all that belongs to each channel.
+
+        Args:
+            measure: elementwise.
+        Returns: channels (ascending) and their values.
+        """
+        values = measure(self.values(touch))
+        others = tuple(a for a in range(values.ndim) if a not in touch.field.axes)
+        sums = values.sum(axis=others, keepdims=True, dtype=np.float64)
+        channels = self.dims.of[touch.field.ids]
+        own, inverse = np.unique(channels, return_inverse=True)
+        total = np.bincount(
+            inverse.reshape(-1), weights=np.broadcast_to(sums, channels.shape).ravel()
+        )
+        return own.astype(np.int64), total.astype(np.float64)
+
+    def gather(
+        self, measure: Measure, finish: Measure, wanted: Callable[[Touch], bool]
+    ) -> Gathered:
+        """A score that adds up over weights, each relative to its own mean.
+
+        Args:
+            finish: of the sum of each channel.
+            wanted: which weights count.
+        """
+        total, seen = np.zeros(self.dims.count), np.zeros(self.dims.count, np.bool_)
+        for touch in self._all:
+            if not wanted(touch):
+                continue
+            own, sums = self.norms(touch, measure)
+            values = finish(sums)
+            seen[own] = True
+            if (mean := values.mean()) > 0:
+                total[own] += values / mean
+        return Gathered(total, seen)
+
+    def magnitude(self, measure: Measure, finish: Measure = np.asarray) -> FloatArray:
+        """Filters that make a channel; without any those that read it, then whatever it touches.
+
+        A channel that no weight touches scores as the mean of all.
+        """
+        made = self.gather(measure, finish, lambda t: t.is_filter and not t.reads)
+        if not made.seen.all():
+            made = made.otherwise(self.gather(measure, finish, lambda t: t.is_filter))
+        if not made.seen.all():
+            made = made.otherwise(self.gather(measure, finish, lambda t: True))
+        return np.where(made.seen, made.total, 1.0)
+
+
+def relative(dims: Dims, scores: FloatArray, chosen: Sequence[Dim] | None = None) -> FloatArray:
+    """Scores divided by the mean of their Dim; all 1 where that mean is 0."""
+    scaled = scores.astype(np.float64)
+    for dim in dims.dims if chosen is None else chosen:
+        mean = scaled[dim.channels].mean()
+        scaled[dim.channels] = scaled[dim.channels] / mean if mean > 0 else 1.0
+    return scaled
+
+
+def finish(dims: Dims, scores: FloatArray, name: str) -> Scores:
+    """Scores as a pass hands them out: finite, parents judged by their rows, comparable.
+
+    Raises: ModelError: a score is no number.
     """
-    array = np.asarray(model.array(touch.name), np.float64)
-    values = measure(array)
-    others = tuple(a for a in range(values.ndim) if a not in touch.field.axes)
-    sums = values.sum(axis=others, keepdims=True)
-    channels = dims.of[touch.field.ids]
-    total = np.bincount(channels.ravel(), weights=np.broadcast_to(sums, channels.shape).ravel(),
-                        minlength=dims.count)  # fmt: skip
-    own = np.unique(channels)
-    return own.astype(np.int64), combine(np.asarray(total[own], np.float64))
-
-
-def gather(
-    model: Model,
-    dims: Dims,
-    measure: Measure,
-    finish: Measure,
-    wanted: Callable[[Touch, int], bool],
-) -> FloatArray:
-    """A score that adds up over weights, each relative to its own mean.
-
-    Args:
-        wanted: which weights count; gets the touch and the weight's rank.
-    Returns: shape (channels,); 0 for channels that no wanted weight touches.
-    """
-    total = np.zeros(dims.count)
-    for touch in touches(dims, model):
-        rank = len(model.initializers[touch.name].dims)
-        if not wanted(touch, rank):
-            continue
-        own, values = filter_norms(model, dims, touch, measure, finish)
-        mean = values.mean() if len(values) else 0.0
-        if mean > 0:
-            total[own] += values / mean
-    return total
+    check_finite(scores, dims, name)
+    return Scores(lift_to_parents(dims, relative(dims, scores)))
 
 
 def lift_to_parents(dims: Dims, scores: FloatArray) -> FloatArray:
-    """A parent (head, group) scores what its rows score together."""
+    """A parent (head, group) scores what its rows keep on average, and what it has of its own.
+
+    Args:
+        scores: relative to their Dims. Each Dim that has a row of the parent counts once, however
+            many channels that row has.
+    """
     lifted = scores.copy()
-    for parent, children in dims.children.items():
-        lifted[parent] += scores[children].sum()
+    above = {int(dims.dim_of[p]) for p in dims.children}
+    for index in sorted(above, key=lambda i: _height(dims, int(dims.dims[i].channels[0]))):
+        dim = dims.dims[index]
+        for parent in dim.channels:
+            rows = dims.children.get(int(parent))
+            if rows is not None:
+                _, which = np.unique(dims.dim_of[rows], return_inverse=True)
+                means = np.bincount(which, lifted[rows]) / np.bincount(which)
+                lifted[parent] = (lifted[parent] + means.sum()) / (1 + len(means))
+        lifted = relative(dims, lifted, [dim])
     return lifted
+
+
+def _height(dims: Dims, channel: int) -> int:
+    """Levels of rows below a channel."""
+    below = dims.children.get(channel)
+    return 0 if below is None else 1 + max(_height(dims, int(c)) for c in below)
 
 
 def check_finite(scores: FloatArray, dims: Dims, name: str) -> None:
@@ -127,6 +196,51 @@ def check_finite(scores: FloatArray, dims: Dims, name: str) -> None:
             raise ModelError(f"score `{name}` of Dim `{dim.name}` is not finite")
 
 
-def by_dim(scores: FloatArray, dim: Dim) -> list[FloatArray]:
-    """Scores of a Dim, one array per part."""
-    return [scores[p] for p in dim.parts]
+# --- what tells filters of a part apart -----------------------------------------------------------
+
+
+def grams(touches: Touches) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Inner products of the filters of each part of each free Dim.
+
+    A filter is all that makes a channel: rows of every producer, the gates of a recurrent unit,
+    each producer relative to its mean energy.
+
+    Yields: channels of a part (more than one), and a table of shape (channels, channels).
+    """
+    parts = [p for d in touches.dims.free for p in d.parts if len(p) > 1]
+    number = np.full(touches.dims.count, -1, np.int64)
+    for at, part in enumerate(parts):
+        number[part] = at
+    tables: dict[int, FloatArray] = {}
+    tiers: dict[int, int] = {}
+    for tier in (0, 1):  # readers where nothing makes a part
+        for touch in touches:
+            if touch.is_filter and touch.reads == bool(tier):
+                for at, gram in _part_grams(touches, touch, number, parts, tiers, tier):
+                    tables[at] = tables[at] + gram if at in tables else gram
+                    tiers[at] = tier
+    yield from ((parts[at], tables[at]) for at in sorted(tables))
+
+
+def _part_grams(
+    touches: Touches,
+    touch: Touch,
+    number: IntArray,
+    parts: list[IntArray],
+    tiers: dict[int, int],
+    tier: int,
+) -> Iterator[tuple[int, FloatArray]]:
+    axes = touch.field.axes
+    channels = np.moveaxis(touches.dims.of[touch.field.ids], axes, range(len(axes))).ravel()
+    wanted = [a for a in np.unique(number[channels]) if a >= 0 and tiers.get(int(a), tier) == tier]
+    if not wanted:
+        return
+    values = np.moveaxis(touches.values(touch), axes, range(len(axes)))
+    rows = values.reshape(len(channels), -1)
+    for at in wanted:
+        order = np.flatnonzero(number[channels] == at)
+        order = order[np.argsort(channels[order], kind="stable")]
+        found = rows[order].reshape(len(parts[at]), -1).astype(np.float64)
+        gram = found @ found.T
+        mean = np.trace(gram) / len(gram)
+        yield int(at), gram / mean if mean > 0 else gram

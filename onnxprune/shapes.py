@@ -140,7 +140,7 @@ class Evaluator:
         self.known.shape[name] = tuple(sizes)
 
     def _infer(self, node: Node) -> dict[str, TypeProto]:
-        if node.domain == contrib.DOMAIN:
+        if contrib.knows(node):
             return self._infer_contrib(node)
         schema = _schema(node.op, node.domain, self.model.opsets.get(node.domain, 0))
         if schema is None:

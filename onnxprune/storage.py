@@ -259,6 +259,17 @@ def save(
     _replace(writers, overwrite)
 
 
+def write_whole(
+    path: str | Path, write: Callable[[BinaryIO], None], *, overwrite: bool = False
+) -> None:
+    """Write a file of any kind; what stood there before stays until the new one is whole.
+
+    Raises: FileError: it cannot be written; nothing is left behind.
+    """
+    check_target(path, overwrite=overwrite)
+    _replace({Path(path): write}, overwrite)
+
+
 def without_weights(
     proto: ModelProto, replace: Callable[[TensorProto], TensorProto | None]
 ) -> ModelProto:

@@ -56,12 +56,14 @@ class Ties:
     links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     """(parent, child): a parent is gone exactly if all its children are."""
     joints: list[IntArray] = field(default_factory=list)
-    """Shape (rows, positions): rows that keep equal counts, or vanish whole."""
+    """Shape (..., positions): rows that keep equal counts, or vanish whole."""
     weaves: list[IntArray] = field(default_factory=list)
     """Shape (rows, positions): rows laid into one another, position by position."""
     steps: list[list[IntArray]] = field(default_factory=list)
     """Parts of rows, in order: each keeps as many as the one before it or one less, and the
     last no less than one below the first."""
+    parts: list[IntArray] = field(default_factory=list)
+    """Identities that a tensor of their own holds: some of each must stay."""
     pins: list[Pin] = field(default_factory=list)
     approximate: list[Pin] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from onnxprune.allocate import ALLOCATORS
 from onnxprune.cost import CostModel
 from onnxprune.dims import Dims
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.manager import Analysis, State
 from onnxprune.occurrences import names_of
-from onnxprune.plan import ALLOCATORS, Limits, Plan, Planner
+from onnxprune.plan import Limits, Plan
+from onnxprune.planner import Planner
 from onnxprune.rules import load_rules
 from onnxprune.scores import Scores
 
@@ -27,7 +29,7 @@ class MakePlan(Analysis):
 
     targets: tuple[tuple[str, float], ...] = ()
     """Cost to keep at most: (macs, params or bytes; share of the original's)."""
-    allocate: str = "uniform"
+    allocate: str = "global"
     """How widths are shared out: uniform or global."""
     multiple: int = 0
     """Width multiple; 0 chooses by width."""
@@ -51,29 +53,50 @@ class MakePlan(Analysis):
             state.model, dims, state.subject.at_cost, state.subject.shapes[0], load_rules()
         )
         planner = Planner(dims, state[Scores].of, cost, self._limits(state, dims))
-        return ALLOCATORS[self.allocate](planner)
+        plan = ALLOCATORS[self.allocate](planner)
+        if plan.coarse:
+            state.warnings.append(plan.coarse)
+        return plan
 
     def _limits(self, state: State, dims: Dims) -> Limits:
-        names = names_of(dims, state.model)
+        asked = self.skip or self.only or self.keep
+        names = names_of(dims, state.model) if asked else {}
         skip = set(_matching(names, self.skip))
         if self.only:
             skip |= set(names) - set(_matching(names, self.only))
-        fixed = {}
-        for pattern, want in self.keep:
-            for index in _matching(names, [pattern]):
-                if not dims.dims[index].is_free:
-                    raise UsageError(
-                        f"`--keep {pattern}={want:g}`: Dim `{dims.dims[index].name}` cannot be cut",
-                        where=dims.dims[index].pinned,
-                    )
-                fixed[index] = want
         return Limits(
             targets=dict(self.targets),
             multiple=self.multiple or None,
             approximate=self.approximate,
-            fixed=fixed,
+            fixed=self._fixed(state, dims, names),
             skip=frozenset(skip),
         )
+
+
+    def _fixed(
+        self, state: State, dims: Dims, names: dict[int, frozenset[str]]
+    ) -> dict[int, float]:
+        """What --keep asks for, by Dim; a node's or weight's name means the Dim that it makes.
+
+        Raises: UsageError: a pattern names Dims that cannot be cut, or asks for nothing.
+        """
+        fixed: dict[int, float] = {}
+        made = names_of(dims, state.model, made=True) if self.keep else {}
+        for pattern, want in self.keep:
+            hits = _matching(names, [pattern])
+            hits = [i for i in hits if fnmatchcase(dims.dims[i].name, pattern)] or [
+                i for i in hits if any(fnmatchcase(n, pattern) for n in made[i])
+            ] or hits  # fmt: skip
+            free = [i for i in hits if dims.dims[i].is_free]
+            if not free or want <= 0:
+                first = dims.dims[hits[0]]
+                raise UsageError(
+                    f"`--keep {pattern}={want:g}`: "
+                    + ("nothing would be kept" if free else f"Dim `{first.name}` cannot be cut"),
+                    where="" if free else first.pinned or "it has one channel, or one width only",
+                )
+            fixed |= dict.fromkeys(free, want)
+        return fixed
 
 
 def _matching(names: dict[int, frozenset[str]], patterns: Iterable[str]) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import MIN_RANK, Scores, gather, lift_to_parents
+from onnxprune.scores import Scores, Touches, finish
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,12 @@ class ScoreInOut(Analysis):
 
     def run(self, state: State) -> Scores:
         dims = state[Dims]
-        made = gather(
-            state.model, dims, np.square, np.sqrt, lambda t, rank: not t.reads and rank >= MIN_RANK
-        )
-        read = gather(
-            state.model, dims, np.square, np.sqrt, lambda t, rank: t.reads and rank >= MIN_RANK
-        )
+        touches = Touches(state.model, dims)
+        made = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and not t.reads)
+        read = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and t.reads)
         # A channel without producers or readers among the weights counts by the other side.
-        scores = np.where(made > 0, made, 1.0) * np.where(read > 0, read, 1.0)
-        scores[(made == 0) & (read == 0)] = 0.0
-        return Scores(lift_to_parents(dims, scores))
+        scores = np.where(made.seen, made.total, 1.0) * np.where(read.seen, read.total, 1.0)
+        scores = np.where(
+            made.seen | read.seen, scores, touches.magnitude(np.square, np.sqrt)
+        )
+        return finish(dims, scores, self.name)

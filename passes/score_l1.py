@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import MIN_RANK, Scores, gather, lift_to_parents
+from onnxprune.scores import Scores, Touches, finish
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,4 @@ class ScoreL1(Analysis):
 
     def run(self, state: State) -> Scores:
         dims = state[Dims]
-        scores = gather(
-            state.model, dims, np.abs, np.asarray, lambda t, rank: not t.reads and rank >= MIN_RANK
-        )
-        return Scores(lift_to_parents(dims, scores))
+        return finish(dims, Touches(state.model, dims).magnitude(np.abs), self.name)

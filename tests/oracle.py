@@ -16,6 +16,7 @@ from onnxprune.feeds import Array, seeded_inputs
 from onnxprune.flow import Flow, walk
 from onnxprune.graph import Model
 from onnxprune.oracle import mask, relative
+from onnxprune.passes.cut_channels import REORDER_ROUNDS
 from onnxprune.proof import Kept, prove
 from onnxprune.rules import load_rules
 from onnxprune.runtime import session
@@ -87,15 +88,18 @@ def cut_at(found: Followed, removed: BoolArray) -> Cut:
     Raises: AssertionError: a tie does not hold in it.
     """
     rules = load_rules()
-    made = cut(found.model, found.dims, found.sizes, found.shapes, removed, rules)
-    alive = ~removed[found.dims.of]
-    kept = Kept(found.dims, found.shapes[0], alive)
-    violations = prove(made.model, made.first, made.second, kept, rules.flow_rule)
-    if kept.wanted:
-        made = cut(found.model, found.dims, found.sizes, found.shapes, removed, rules, kept.wanted)
-        kept = Kept(found.dims, found.shapes[0], alive, kept.wanted)
+    kept = Kept(found.dims, found.shapes[0], ~removed[found.dims.of])
+    for _ in range(REORDER_ROUNDS):
+        orders = {s: [*kept.orders.get(s, []), *t] for s, t in kept.wanted.items()}
+        kept = Kept(found.dims, found.shapes[0], kept.alive, {**kept.orders, **orders})
+        made = cut(
+            found.model, found.dims, found.sizes, found.shapes, removed, rules, kept.orders
+        )
         violations = prove(made.model, made.first, made.second, kept, rules.flow_rule)
-    assert violations == []
+        if not kept.wanted:
+            break
+    assert not violations
+    assert not kept.wanted
     return made
 
 
@@ -131,11 +135,12 @@ def assert_cut_equals_mask(
 
 
 def assert_cost_was_known(found: Followed, removed: BoolArray, made: Cut) -> None:
-    """The cost model's MACs of a plan are those of the cut model."""
+    """The cost model's MACs and parameters of a plan are those of the cut model."""
     rules = load_rules()
     told = CostModel(found.model, found.dims, choose(found.model)[3], found.shapes[0], rules)
     cost = model_cost(made.model, choose(made.model)[3], rules)
-    assert told.evaluate(~removed).macs == cost.macs
+    plan = told.evaluate(~removed)
+    assert (plan.macs, plan.params) == (cost.macs, cost.params)
 
 
 def run(model: ModelProto, feeds: dict[str, Array]) -> list[Array]:

@@ -14,9 +14,11 @@ import pytest
 import onnxprune
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = """errors graph storage feeds runtime floats normalize fields ties kernels contrib shapes
-sizes flow combine rules balance dims occurrences scores cost plan compact assemble cut proof
-oracle images dataset data metrics compare latency manager passes report api cli""".split()
+LAYERS = """errors graph storage digest feeds runtime floats origin draft fold normalize fields
+ties kernels contrib shapes sizes flow combine rules balance dims occurrences weights scores
+terms lengths cost plan refusal planner allocate compact assemble cut proof untrusted
+planrecord planfile tensorfile checkpoint oracle known linear knowledge deduce_moves deduce liveness cleaning branches duplicates images dataset data metrics compare
+latency manager trials outputs gates passes report api cli""".split()
 # Their modules import each other; every other layer is one module.
 PACKAGES = ("rules", "passes", "report")
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "graph"}

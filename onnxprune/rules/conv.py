@@ -80,9 +80,8 @@ def _groups(wiring: Wiring, node: Node, old: tuple[int, ...]) -> int:
     "AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"
 )
 def pool(flow: Flow, node: Node) -> None:
-    """Batch and channel axes pass; what lives on spatial axes is held."""
-    fields = flow.fields(0)
-    inner = [f for f in fields if any(a > 1 for a in f.axes)]
-    flow.pin(inner, f"{flow.where()} over spatial positions")
+    """Batch and channel axes pass; spatial axes stay whole."""
+    inner = range(2, len(flow.shape(node.inputs[0]) or ()))
+    fields = flow.whole(flow.fields(0), inner, f"{flow.where()} over spatial positions")
     for output in range(len(node.outputs)):
-        flow.put(output, [f for f in fields if all(a <= 1 for a in f.axes)])
+        flow.put(output, fields)

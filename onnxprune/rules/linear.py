@@ -103,7 +103,7 @@ def einsum_macs(node: Node, shape_of: ShapeOf) -> int:
     """Product of the lengths of all letters (dots counted with the output)."""
     equation = node.attr("equation")
     text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    left, _, right = text.partition("->")
+    left, arrow, right = text.partition("->")
     lengths: dict[str, int] = {}
     for term, name in zip(left.split(","), node.inputs, strict=True):
         shape = shape_of(name)
@@ -111,5 +111,7 @@ def einsum_macs(node: Node, shape_of: ShapeOf) -> int:
         lengths |= dict(zip(head, shape, strict=False))
         if ellipsis and tail:
             lengths |= dict(zip(tail, shape[-len(tail) :], strict=True))
+    if not arrow:  # letters that occur once are the output
+        right = "".join(x for x in lengths if left.count(x) == 1)
     summed = prod(n for x, n in lengths.items() if x not in right)
     return prod(shape_of(node.outputs[0])) * summed

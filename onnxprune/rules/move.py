@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.fields import Field, IntArray, Shape
 from onnxprune.flow import Flow
 from onnxprune.graph import Node
-from onnxprune.kernels import slice_arguments
+from onnxprune.kernels import is_flat_order, slice_arguments
 from onnxprune.rules.registry import rules
 
 Moved = list[tuple[IntArray, Sequence[int]]]
@@ -81,7 +81,7 @@ def slice_(flow: Flow, node: Node) -> None:
             continue
         if not fixed or not is_static(flow, node.inputs[0], axis):
             fields = split_held(flow, fields, [axis], f"{flow.where()}: bounds are computed")
-        fields = [_select(flow, f, axis, np.array(chosen), step == 1) for f in fields]
+        fields = [_select(flow, f, axis, np.array(chosen, np.int64), step == 1) for f in fields]
     settle_all(flow, 0, [(f.ids, [f.thin]) for f in fields])
 
 
@@ -102,7 +102,13 @@ def _select(flow: Flow, field: Field, axis: int, chosen: IntArray, is_range: boo
     if axis == field.thin and len(field.axes) > 1 and not is_range:
         # Rows keep different positions: one index list cannot name them all.
         field = flow.tie_along(field, field.rows) or field
-    return Field(field.ids.take(chosen, axis=axis), field.axes, field.thin)
+    if axis == field.thin and is_range and len(chosen):
+        flow.sever(field, int(chosen[0]))
+        flow.sever(field, int(chosen[-1]) + 1)
+    ids = field.ids.take(chosen, axis=axis)
+    if axis == field.thin and len(set(np.ravel(chosen).tolist())) < field.ids.shape[axis]:
+        flow.part(ids)
+    return Field(ids, field.axes, field.thin)
 
 
 def hold_single(flow: Flow, field: Field, axis: int, chosen: IntArray) -> None:
@@ -133,11 +139,22 @@ def gather(flow: Flow, node: Node) -> None:
     axis = int(node.attr("axis", 0)) % len(data)
     indices = flow.value(1)
     fields = flow.fields(0)
+    if _is_reshape(flow, node):
+        pairs = shape_pairs(flow, node.inputs[0], node.outputs[0])
+        flow.put(0, flow.reshape(node.outputs[0], fields, pairs))
+        return
     if indices is None or not same_at_both(flow, 1):
         fields = tuple(split_held(flow, fields, [axis], f"{flow.where()}: rows picked by data"))
         indices = None
         flow.pin(flow.fields(1), f"{flow.where()}: used as indices")
     settle_all(flow, 0, [_gathered(flow, f, axis, indices, len(where)) for f in fields])
+
+
+def _is_reshape(flow: Flow, node: Node) -> bool:
+    """True for computed indices that are every position in turn, at both sizes."""
+    name, shapes = node.inputs[1], flow.shapes(node.inputs[0])
+    known = (flow.first.value.get(name), flow.second.value.get(name))
+    return all(v is not None and is_flat_order(v, s) for v, s in zip(known, shapes, strict=True))
 
 
 def _gathered(
@@ -149,9 +166,8 @@ def _gathered(
         ids = field.ids.squeeze(axis)
         return np.expand_dims(ids, tuple(range(axis, axis + rank))), [thin]
     chosen = np.asarray(indices, np.int64) % field.ids.shape[axis]
-    hold_single(flow, field, axis, chosen)
-    field = _select(flow, field, axis, np.arange(field.ids.shape[axis]), False)
-    return field.ids.take(chosen, axis=axis), [thin]
+    ids = _select(flow, field, axis, chosen.ravel(), False).ids
+    return ids.reshape(*ids.shape[:axis], *chosen.shape, *ids.shape[axis + 1 :]), [thin]
 
 
 @rules.on("Concat")
@@ -346,32 +362,35 @@ def pixel_shuffle(flow: Flow, node: Node) -> None:
     mode = node.attr("mode", "DCR")
     mode = mode.decode() if isinstance(mode, bytes) else mode
     if node.op == "SpaceToDepth":
-        view, perm = (n, c, h // block, block, w // block, block), (0, 3, 5, 1, 2, 4)
+        view, perm, own = (n, c, h // block, block, w // block, block), (0, 3, 5, 1, 2, 4), 1
     elif mode == "DCR":
-        view, perm = (n, block, block, c // block**2, h, w), (0, 3, 4, 1, 5, 2)
+        view, perm, own = (n, block, block, c // block**2, h, w), (0, 3, 4, 1, 5, 2), 3
     else:
-        view, perm = (n, c // block**2, block, block, h, w), (0, 1, 4, 2, 5, 3)
-    key, out = node.outputs[0], flow.shape(node.outputs[0]) or ()
-    seen = flow.reshape(f"{key}/view", flow.fields(0), [(tuple(flow.shape(node.inputs[0]) or ()),
-                                                         view)])  # fmt: skip
+        view, perm, own = (n, c // block**2, block, block, h, w), (0, 1, 4, 2, 5, 3), 1
+    key, shape, out = node.outputs[0], (n, c, h, w), flow.shape(node.outputs[0]) or ()
+    seen = flow.reshape(f"{key}/view", flow.fields(0), [(shape, view)])
     place = [perm.index(a) for a in range(6)]
-    turned = [f.moved(f.ids.transpose(perm), place) for f in seen if f is not None]
+    # Pixels cannot go alone; of a single channel there is nothing else.
+    held = [f for f in seen if f is not None and f.thin != own]
+    flow.pin(held, f"{flow.where()} has pixels instead of channels")
+    kept = [f for f in seen if f is not None and f.thin == own]
+    turned = [f.moved(f.ids.transpose(perm), place) for f in kept]
     between = tuple(view[p] for p in perm)
     flow.put(0, flow.reshape(key, turned, [(between, out)]))
 
 
 @rules.on("Resize", "Upsample")
 def resize(flow: Flow, node: Node) -> None:
-    """Axes that keep their length pass; what lives on the others is held."""
+    """Axes that keep their length pass; the others stay whole."""
     (a, b), (c, d) = flow.shapes(node.inputs[0]), flow.shapes(node.outputs[0])
     resized = [i for i in range(len(a)) if a[i] != c[i] or b[i] != d[i]]
-    flow.put(0, split_held(flow, flow.fields(0), resized, f"{flow.where()} changes this axis"))
+    flow.put(0, flow.whole(flow.fields(0), resized, f"{flow.where()} changes this axis"))
 
 
 @rules.on("GridSample")
 def grid_sample(flow: Flow, node: Node) -> None:
     """Batch and channels pass; the grid is held."""
     flow.pin(flow.fields(1), f"{flow.where()}: used as a grid")
-    flow.put(0, split_held(flow, flow.fields(0), [2, 3, 4], f"{flow.where()} resamples it"))
+    flow.put(0, flow.whole(flow.fields(0), [2, 3, 4], f"{flow.where()} resamples it"))
 
 

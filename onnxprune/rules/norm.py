@@ -81,6 +81,10 @@ def lrn(flow: Flow, node: Node) -> None:
 @rules.on("LpNormalization")
 def lp_norm(flow: Flow, node: Node) -> None:
     """A norm over channels: what is zero does not count, so a cut is exact."""
+    axis = int(node.attr("axis", -1)) % _rank(flow, node)
+    for one in flow.fields(0):
+        if axis in one.axes:
+            flow.contract(0, one)
     flow.put(0, flow.fields(0))
 
 

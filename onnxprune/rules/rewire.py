@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.graph import Node
-from onnxprune.kernels import slice_arguments
+from onnxprune.kernels import is_flat_order, slice_arguments
 from onnxprune.rules.registry import rules
 from onnxprune.rules.wiring import Ints, Wiring
 from onnxprune.shapes import Shape
@@ -66,7 +66,7 @@ def slice_(wiring: Wiring, node: Node) -> None:
         left = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
         if step != 1 and not _is_progression(left, step):
             if len(rows) == 1:
-                wiring.replace_slice(node, axis, left)
+                wiring.replace_by_gather(node, axis, left)
             return
         starts[i], ends[i] = _bounds(left, step, end, len(chosen) == shape[axis] - start)
     _set_bounds(wiring, node, starts, ends, operands)
@@ -127,13 +127,16 @@ def gather(wiring: Wiring, node: Node) -> None:
     kept = wiring.kept(node.inputs[0], axis)
     if values is None or kept is None:
         return
+    flat = zip(values, wiring.before(node.inputs[0]), strict=True)
+    if not np.array_equal(*values) and all(is_flat_order(v, s) for v, s in flat):
+        wiring.replace_by_reshape(node, *wiring.after(node.outputs[0]))
+        return
     indices = np.asarray(values[0], np.int64) % shape[axis]
     for at in range(indices.ndim):
         out = wiring.kept(node.outputs[0], axis + at)
         if out is not None:
             indices = indices.take(out, axis=at)
-    left = np.searchsorted(kept, indices)
-    wiring.want(node, 1, left, left)
+    wiring.replace_by_gather(node, axis, np.searchsorted(kept, indices))
 
 
 @rules.rewire("Tile")

@@ -37,8 +37,11 @@ class Wiring(Protocol):
     def set(self, node: Node, **attributes: Any) -> None:
         """Change attributes of the node."""
 
-    def replace_slice(self, node: Node, axis: int, indices: Ints) -> None:
-        """Take these positions of an axis with a Gather where a Slice cannot."""
+    def replace_by_gather(self, node: Node, axis: int, indices: Ints) -> None:
+        """Take these positions of an axis, by a Gather where a Slice cannot."""
+
+    def replace_by_reshape(self, node: Node, first: Shape, second: Shape) -> None:
+        """Give the first input another shape, where the node's own way to it cannot follow."""
 
     def leave_out(self, node: Node, slot: int) -> None:
         """An optional operand is read no longer."""

@@ -1,0 +1,357 @@
+"""The functions behind the command line: prune, inspect, verify, apply, normalize."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxprune import data as datasets
+from onnxprune import planfile
+from onnxprune.cut import Cut
+from onnxprune.data import ImageOptions, Source
+from onnxprune.dims import Dims
+from onnxprune.errors import ToolDefect, UsageError, did_you_mean
+from onnxprune.gates import evaluate_gates
+from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
+from onnxprune.normalize import Normalized, normalize_with_origins
+from onnxprune.passes.cut_channels import CutChannels
+from onnxprune.passes.find_dims import FindDims
+from onnxprune.plan import Plan
+from onnxprune.recipe import (
+    CLEAN_UPS,
+    PruneOptions,
+    VerifyOptions,
+    check_comparison,
+    check_options,
+    clean_ups,
+    prune_passes,
+    verify_passes,
+)
+from onnxprune.report import document, text
+from onnxprune.rules import load_rules
+from onnxprune.shapes import Shape
+from onnxprune.storage import check_target, load, save
+
+ModelSource = str | Path | ModelProto
+Progress = Callable[[str], None]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a command found and made."""
+
+    content: dict[str, Any]
+    """The JSON document."""
+    model: ModelProto | None = None
+    """The model that was made."""
+    plan: dict[str, Any] | None = None
+    """The plan document."""
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """MACs, parameters and bytes, before and after."""
+        found: dict[str, Any] = self.content.get("cost", {})
+        return found
+
+    @property
+    def verify(self) -> dict[str, Any]:
+        """Findings by level."""
+        found: dict[str, Any] = self.content.get("verify", {})
+        return found
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that were not met."""
+        return [g["name"] for g in self.content.get("gates", []) if not g["passed"]]
+
+    def json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return self.content
+
+    def report(self) -> str:
+        """The same as text for people."""
+        return text.render(self.content)
+
+
+def prune(
+    model: ModelSource,
+    out: str | Path | None = None,
+    *,
+    data: Source | None = None,
+    evaluation: Source | None = None,
+    limit: int | None = None,
+    images: ImageOptions | None = None,
+    shape: Shapes | None = None,
+    plan_path: str | Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Remove channels from a model, prove the result, and write it.
+
+    Args:
+        model: a path or a ModelProto, which is not changed.
+        out: where to write; None keeps the result in memory (`Result.model`).
+        data: samples, with labels or without; `evaluation` takes their place in the figures.
+        limit: take so many samples, drawn by the seed.
+        shape: input shapes that cost is counted at.
+        plan_path: where to write the plan; beside `out` by default.
+        dry_run: choose and cost the plan only.
+        options: fields of `recipe.PruneOptions` and `recipe.VerifyOptions`.
+
+    Raises:
+        PruneError: of a kind that says what is wrong with the input, the options or the budget.
+        ToolDefect: the result would be wrong; nothing is written.
+    """
+    chosen, comparison = _split(options, PruneOptions, VerifyOptions)
+    check_options(chosen)
+    check_comparison(comparison)
+    targets = [] if out is None or dry_run else _targets(Path(out), plan_path)
+    for target in targets:
+        check_target(target, _paths(model, data, evaluation), overwrite)
+    state = _start(model, shape, chosen.seed, progress)
+    _read_data(state, evaluation if evaluation is not None else data, limit, images)
+    steps = prune_passes(chosen, has_data=data is not None)
+    PassManager(steps[:-1] if dry_run else steps).run(state)
+    plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
+    findings = {} if dry_run else _verified(state, comparison)
+    with _timed(state, "save"):
+        if targets:
+            save(state.model, targets[0], overwrite=overwrite)
+        if targets and plan is not None:
+            planfile.write(plan, targets[1], overwrite=overwrite)
+    content = document.prune_document(state, findings) | {
+        "model": _shown(model),
+        "output": _shown(targets[0]) if targets else None,
+        "plan": _shown(targets[1]) if targets and plan is not None else None,
+    }
+    return Result(content, state.model.proto, planfile.document(plan) if plan else None)
+
+
+def inspect(
+    model: ModelSource,
+    *,
+    data: Source | None = None,
+    limit: int | None = None,
+    images: ImageOptions | None = None,
+    shape: Shapes | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """What could be cut, what not, and why; `data` gives the sizes that cost is counted at."""
+    state = _start(model, shape, seed, progress)
+    _read_data(state, data, limit, images)
+    PassManager([FindDims()]).run(state)
+    return Result(document.inspect_document(state))
+
+
+def verify(
+    reference: ModelSource,
+    candidate: ModelSource,
+    *,
+    data: Source | None = None,
+    limit: int | None = None,
+    images: ImageOptions | None = None,
+    shape: Shapes | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    max_error: float | None = None,
+    min_speedup: float | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Compare two models: structure, runs, outputs, metric, latency; then the gates.
+
+    Args:
+        options: fields of `recipe.VerifyOptions`.
+    """
+    (comparison,) = _split(options, VerifyOptions)
+    check_comparison(comparison)
+    state = _start(reference, shape, comparison.seed, progress)
+    state.subject = Subject(load(candidate), state.subject.given)
+    _read_data(state, data, limit, images)
+    findings = PassManager(verify_passes(comparison)).run(state).by_level
+    limits = {
+        "max-drop": max_drop,
+        "min-agreement": min_agreement,
+        "max-error": max_error,
+        "min-speedup": min_speedup,
+    }
+    gates = evaluate_gates({k: v for k, v in limits.items() if v is not None}, findings)
+    return Result(document.verify_document(state, findings, gates))
+
+
+def apply(
+    model: ModelSource,
+    plan: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Cut a model as a plan says: the same bytes as the prune that wrote the plan.
+
+    Args:
+        weights: cut this checkpoint instead; `model` is then the plan, or, where `plan` is given
+            too, the model whose weights tell which tensor of the checkpoint is which.
+    """
+    paths = _paths(model, plan, weights)
+    if out is not None:
+        check_target(out, paths, overwrite)
+    if weights is not None:
+        return _apply_weights(model, plan, weights, out, overwrite)
+    if plan is None:
+        raise UsageError("the plan is missing", hint="onnxprune apply MODEL PLAN -o OUT")
+    written = planfile.read(plan)
+    state = _start(model, written.sizes, written.seed, progress)
+    planfile.expect(written, "original", state.original.model)
+    PassManager([*clean_ups(n for n in written.recipe if n in CLEAN_UPS), FindDims()]).run(state)
+    planfile.expect(written, "normalised", state.model)
+    state.facts[Plan] = planfile.restore(written, state[Dims])
+    PassManager([CutChannels()], given=state.facts).run(state)
+    if out is not None:
+        save(state.model, out, overwrite=overwrite)
+    content = document.apply_document(state) | {"output": _shown(out)}
+    return Result(content, state.model.proto, planfile.document(written))
+
+
+def normalize(
+    model: ModelSource,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """The form of a model that plans refer to: same interface, same outputs to 1e-6."""
+    if out is not None:
+        check_target(out, _paths(model), overwrite)
+    state = _start(model, None, 0, progress)
+    if out is not None:
+        save(state.model, out, overwrite=overwrite)
+    return Result(document.normalize_document(state, _shown(out)), state.model.proto)
+
+
+def list_passes() -> Result:
+    """Every installed pass with its options."""
+    return Result(document.passes_document())
+
+
+def list_ops() -> Result:
+    """Every operator that has a rule."""
+    return Result(document.ops_document(load_rules()))
+
+
+# --- what they share ---------------------------------------------------------------------------
+
+
+def _silent(_: str) -> None:
+    """No progress."""
+
+
+@contextmanager
+def _timed(state: State, name: str) -> Iterator[None]:
+    state.progress(name)
+    begin = time.perf_counter()
+    yield
+    state.seconds[name] = time.perf_counter() - begin
+
+
+def _split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """Instances of option classes; an option may belong to several.
+
+    Raises: UsageError: an option belongs to none.
+    """
+    known = {f.name for kind in kinds for f in fields(kind)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"no option is named `{name}`", hint=did_you_mean(name, known))
+    return [
+        kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
+        for kind in kinds
+    ]
+
+
+def _targets(out: Path, plan_path: str | Path | None) -> list[Path]:
+    return [out, Path(plan_path) if plan_path else out.with_suffix(".plan.json")]
+
+
+def _paths(*sources: Any) -> list[str | Path]:
+    """Those sources that are files."""
+    return [s for s in sources if isinstance(s, (str, Path)) and Path(s).is_file()]
+
+
+def _shown(path: Any) -> str | None:
+    """A path as text; None for what lies in memory."""
+    return str(path) if isinstance(path, (str, Path)) else None
+
+
+def _start(
+    model: ModelSource, shape: Shapes | None, seed: int, progress: Progress | None
+) -> State:
+    """The state that a recipe begins with: the model as loaded, and its normalised form."""
+    report = progress or _silent
+    report("load")
+    begin = time.perf_counter()
+    loaded = load(model)
+    loaded_at = time.perf_counter()
+    report("normalize")
+    found = normalize_with_origins(loaded)
+    subject = Subject(found.model, dict(shape or {}))
+    seconds = {"load": loaded_at - begin, "normalize": time.perf_counter() - loaded_at}
+    before: dict[type, Any] = {Normalized: found}
+    return State(Subject(loaded), subject, seed, progress=report, seconds=seconds, before=before)
+
+
+def _read_data(
+    state: State, source: Source | None, limit: int | None, images: ImageOptions | None
+) -> None:
+    """Samples into the state; their shapes stand in where the user names none."""
+    if source is None:
+        return
+    state.data = datasets.load(
+        source, state.original.model.inputs, limit=limit, seed=state.seed, image_options=images
+    )
+    state.warnings += state.data.warnings
+    given = state.data.shapes() | state.subject.given
+    state.subject = Subject(state.subject.model, given)
+
+
+def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:
+    """The plan of a cut, with what is needed to repeat it."""
+    subject, normal = state.history[-1], state.past(Normalized)
+    with _timed(state, "record"):
+        return planfile.record(
+            state.past(Plan),
+            state.past(Dims),
+            state[Cut],
+            original=state.original.model,
+            normalised=subject.model,
+            origins=normal.origins,
+            sizes=subject.sizes.cost,
+            recipe=[spec(one) for one in steps],
+            seed=state.seed,
+        )
+
+
+def _verified(state: State, comparison: VerifyOptions) -> dict[str, Any]:
+    """Findings about what was made.
+
+    Raises: ToolDefect: it is no valid model, or does not run; nothing is handed out then.
+    """
+    findings = PassManager(verify_passes(comparison)).run(state).by_level
+    for level in ("structure", "run"):
+        if not findings[level].get("passed", True):
+            raise ToolDefect(
+                f"the pruned model fails its own check: {level}",
+                where="; ".join(map(str, findings[level].get("failures", []))),
+            )
+    return findings

@@ -1,0 +1,165 @@
+"""What a command runs: options as the user gave them, and the passes they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from onnxprune.cost import TARGETS
+from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.manager import AnyPass, installed, make_pass
+from onnxprune.metrics import find as find_metric
+from onnxprune.runtime import provider_name
+
+CLEAN_UPS = ("clean-constant", "clean-duplicate", "clean-unread")
+DEFAULT_SCORE = "in-out"
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How to prune; the command line's options have the same names."""
+
+    target: Mapping[str, float] = field(default_factory=dict)
+    """Share of the original's cost to keep at most, by name: macs, params, bytes."""
+    score: str = DEFAULT_SCORE
+    """A score pass, with or without `score-`; options in braces."""
+    allocate: str = "uniform"
+    exact: bool = False
+    """Cut exact Dims only, with data too."""
+    approximate: bool = False
+    """Cut approximate Dims, without data too."""
+    exact_only: bool = False
+    """Only the exact clean-ups, no budget."""
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    keep: Mapping[str, float] = field(default_factory=dict)
+    """Pattern -> channels (above 1) or share of them to keep."""
+    multiple: int = 0
+    """Width multiple; 0 chooses by width."""
+    custom_ops: tuple[str, ...] = ()
+    """Libraries of custom operators; they are loaded and run."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to compare two models."""
+
+    metric: str = ""
+    """Empty: accuracy or r2 with labels, agreement without."""
+    higher_is_better: bool | None = None
+    """The direction of a metric of the user's own."""
+    output: str = ""
+    """The output that the metric reads; empty: the first that fits."""
+    provider: str = "cpu"
+    threads: int = 0
+    batch: int = 1
+    """Batch size of the latency figures."""
+    latency_s: float = 5.0
+    """Time limit of the latency measurement; 0 leaves it out."""
+    custom_ops: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def check_options(options: PruneOptions) -> None:
+    """Refuse what cannot be meant, before anything is loaded.
+
+    Raises: UsageError: says which option and why.
+    """
+    for name, share in options.target.items():
+        if name not in TARGETS:
+            raise UsageError(f"no cost is named `{name}`", hint=did_you_mean(name, TARGETS))
+        if not 0 < share <= 1:
+            raise UsageError(
+                f"`--target {name}={share:g}` is no share to keep",
+                hint="give a number above 0 and at most 1, such as 0.5",
+            )
+    if options.exact and options.approximate:
+        raise UsageError("`--exact` and `--approximate` exclude each other")
+    if options.exact_only and (options.target or options.keep):
+        raise UsageError("`--exact-only` takes no budget", hint="leave out --target and --keep")
+    if not (options.exact_only or options.target or options.keep):
+        raise UsageError(
+            "nothing says how much to cut", hint="give --target macs=0.5, or --exact-only"
+        )
+    if options.multiple < 0:
+        raise UsageError("`--multiple` must be at least 1", hint="leave it out to choose by width")
+
+
+def check_comparison(options: VerifyOptions) -> None:
+    """Refuse a provider or metric that is not there, before any work is done.
+
+    Raises: UsageError: says which.
+    """
+    provider_name(options.provider)
+    if options.metric:
+        find_metric(options.metric, higher_is_better=options.higher_is_better)
+    for name in ("threads", "batch", "latency_s"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"`{name}` is {getattr(options, name):g}; it cannot be negative")
+
+
+def score_pass(spec: str) -> AnyPass:
+    """The score pass of a name such as `l2` or `score-l2{per-weight}`.
+
+    Raises: UsageError: there is none.
+    """
+    name = spec if spec.startswith("score-") else f"score-{spec}"
+    if name.partition("{")[0] not in installed():
+        short = sorted(n.removeprefix("score-") for n in installed() if n.startswith("score-"))
+        raise UsageError(
+            f"no score is named `{spec}`",
+            hint=did_you_mean(spec.removeprefix("score-").partition("{")[0], short),
+        )
+    return make_pass(name)
+
+
+def clean_ups(names: Iterable[str] = CLEAN_UPS) -> list[AnyPass]:
+    """Exact clean-ups, each with the Dims it reads."""
+    return [one for name in names for one in (make_pass("find-dims"), make_pass(name))]
+
+
+def verify_passes(options: VerifyOptions) -> list[AnyPass]:
+    """Every level of verification."""
+    from onnxprune.passes.verify_latency import VerifyLatency
+    from onnxprune.passes.verify_metric import VerifyMetric
+    from onnxprune.passes.verify_outputs import VerifyOutputs
+    from onnxprune.passes.verify_run import VerifyRun
+    from onnxprune.passes.verify_structure import VerifyStructure
+
+    custom = options.custom_ops
+    better = {None: "", True: "higher", False: "lower"}[options.higher_is_better]
+    return [
+        VerifyStructure(),
+        VerifyRun(custom_ops=custom),
+        VerifyOutputs(custom_ops=custom),
+        VerifyMetric(options.metric, options.output, better, custom),
+        VerifyLatency(
+            provider=options.provider,
+            threads=options.threads,
+            batch=options.batch,
+            seconds=options.latency_s,
+            custom_ops=custom,
+        ),
+    ]
+
+
+def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
+    """Everything up to the cut, verification not included."""
+    from onnxprune.passes.cut_channels import CutChannels
+    from onnxprune.passes.find_dims import FindDims
+    from onnxprune.passes.make_plan import MakePlan
+
+    if options.exact_only:
+        return [*clean_ups(), FindDims()]
+    plan = MakePlan(
+        targets=tuple(options.target.items()),
+        allocate=options.allocate,
+        multiple=options.multiple,
+        approximate=options.approximate or (has_data and not options.exact),
+        skip=options.skip,
+        only=options.only,
+        keep=tuple(options.keep.items()),
+    )
+    cut = CutChannels(custom_ops=options.custom_ops)
+    return [*clean_ups(), FindDims(), score_pass(options.score), plan, cut]

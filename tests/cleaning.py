@@ -1,0 +1,62 @@
+"""What tests of the exact clean-ups share: run one, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+
+from onnxprune.dims import Dims
+from onnxprune.feeds import model_inputs
+from onnxprune.graph import Model
+from onnxprune.manager import PassManager, State, Subject, make_pass
+from onnxprune.normalize import normalize
+from onnxprune.oracle import relative
+from onnxprune.storage import load
+from tests.oracle import run
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+TOLERANCE = 1e-5
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def cleaned(proto: ModelProto, *names: str) -> State:
+    """The state after clean-ups; outputs are the same, at two batch sizes."""
+    subject = Subject(normalize(load(proto)))
+    state = State(subject, subject, progress=lambda text: None)
+    PassManager([make_pass(name) for name in ("find-dims", *names)]).run(state)
+    assert state.warnings == []
+    assert [o.name for o in state.model.outputs] == [o.name for o in subject.model.outputs]
+    for shapes in (subject.sizes.first, subject.sizes.second):
+        feeds = model_inputs(subject.model, shapes, 5)
+        for a, b in zip(run(subject.model.proto, feeds), run(state.model.proto, feeds),
+                        strict=True):  # fmt: skip
+            off = relative(np.asarray(a), np.asarray(b))
+            assert off is None or off <= TOLERANCE
+    assert state[Dims] is not None
+    return state
+
+
+def shape(state: State, name: str) -> tuple[int, ...]:
+    """The shape of a weight after the clean-up."""
+    return state.model.dims(name)
+
+
+def changed(proto: ModelProto, edits: dict[str, Callable[[Array], None]]) -> ModelProto:
+    """A copy of a model with weights edited in place."""
+    made = ModelProto()
+    made.CopyFrom(proto)
+    for tensor in made.graph.initializer:
+        if tensor.name in edits:
+            array = numpy_helper.to_array(tensor).copy()
+            edits[tensor.name](array)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return made
+
+
+def repository_model(name: str) -> Model:
+    """One of the repository's models, normalised."""
+    return normalize(load(MODELS / name / "model.onnx"))
