@@ -22,16 +22,21 @@ def uniform(planner: Planner) -> Plan:
 
     Raises: BudgetError: the targets cannot be met.
     """
-    planner.refuse()
+    planner = planner.ready()
     if not planner.limits.targets:
-        return planner.settle(planner.top)
+        return planner.plan(planner.top)
+    return planner.settle(planner.fewest(_even(planner)), _even)
+
+
+def _even(planner: Planner) -> FloatArray:
+    """The share of its Dim that is gone at each step."""
     keys = [np.zeros(0)]
     for index, allowed in planner.open.items():
         kept = planner.dims.dims[index].levels[allowed].sum(axis=1)
         # A step is taken when the share passes its middle: levels lie nearest to the share.
         middles = (kept[1:] + kept[:-1]) / 2
         keys.append(1 - middles[::-1] / kept[-1])
-    return planner.settle(planner.fewest(np.concatenate(keys)))
+    return np.concatenate(keys)
 
 
 def global_ranking(planner: Planner) -> Plan:
@@ -42,19 +47,25 @@ def global_ranking(planner: Planner) -> Plan:
 
     Raises: BudgetError: the targets cannot be met.
     """
-    planner.refuse()
+    planner = planner.ready()
     targets = planner.limits.targets
     if not targets:
-        return planner.settle(planner.top)
+        return planner.plan(planner.top)
     weight = {n: 1 / (max(getattr(planner.cost.whole, n), 1) * t) for n, t in targets.items()}
-    lost = _losses(planner)
+    lost = {planner: _losses(planner)}
+
+    def price(work: Planner) -> FloatArray:
+        if work not in lost:
+            lost[work] = _losses(work)
+        return _keys(work, lost[work], prices)
+
     at: IntArray = planner.top
     prices = np.zeros(0)
     for number in range(ROUNDS):
         now = planner.cost.slopes(planner.alive(at), weight)
         prices = now if number == 0 else np.sqrt(np.maximum(prices, 0) * np.maximum(now, 0))
-        at = planner.fewest(_keys(planner, lost, prices))
-    return planner.settle(at)
+        at = planner.fewest(price(planner))
+    return planner.settle(at, price)
 
 
 def _losses(planner: Planner) -> list[FloatArray]:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from onnxprune import data as datasets
 from onnxprune import planfile
+from onnxprune.checkpoint import apply_to_file
 from onnxprune.cut import Cut
 from onnxprune.data import ImageOptions, Source
 from onnxprune.dims import Dims
@@ -214,7 +215,7 @@ def apply(
     written = planfile.read(plan)
     state = _start(model, written.sizes, written.seed, progress)
     planfile.expect(written, "original", state.original.model)
-    PassManager([*clean_ups(n for n in written.recipe if n in CLEAN_UPS), FindDims()]).run(state)
+    PassManager(clean_ups(n for n in written.recipe if n in CLEAN_UPS)).run(state)
     planfile.expect(written, "normalised", state.model)
     state.facts[Plan] = planfile.restore(written, state[Dims])
     PassManager([CutChannels()], given=state.facts).run(state)
@@ -323,6 +324,26 @@ def _read_data(
     state.warnings += state.data.warnings
     given = state.data.shapes() | state.subject.given
     state.subject = Subject(state.subject.model, given)
+
+
+def _apply_weights(
+    model: ModelSource,
+    plan: str | Path | None,
+    weights: str | Path,
+    out: str | Path | None,
+    overwrite: bool,
+) -> Result:
+    """Cut a checkpoint; the only model given may be the plan itself."""
+    if out is None:
+        raise UsageError("nothing says where to write the weights", hint="give -o OUT")
+    if plan is None and isinstance(model, ModelProto):
+        raise UsageError("the plan is missing")
+    path = plan if plan is not None else model
+    assert not isinstance(path, ModelProto), "checked above"
+    known = None if plan is None else load(model)
+    made = apply_to_file(planfile.read(path), weights, out, model=known, overwrite=overwrite)
+    content = document.recut_document(made.cut, made.missing)
+    return Result(content | {"output": _shown(out)})
 
 
 def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:

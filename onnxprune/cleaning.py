@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.assemble import Taken, assemble
+from onnxprune.assemble import assemble
 from onnxprune.compact import takes
 from onnxprune.dims import BoolArray, Dim, Dims
 from onnxprune.errors import PruneError
@@ -208,8 +208,13 @@ class Edit:
 
     def model(self) -> Model:
         """The finished copy; weights that nothing reads any more are gone."""
-        gone: Taken = {f"{n} before": (n, []) for n in self.arrays if n in self.source.initializers}
-        return Model(assemble(self.source, self.nodes, gone, self.arrays), self.source.folder)
+        proto = assemble(self.source, self.nodes, {}, self.arrays)
+        stored = proto.graph.initializer
+        stale = {n for n in self.arrays if n in self.source.initializers}
+        first = [next(i for i, t in enumerate(stored) if t.name == n) for n in stale]
+        for index in sorted(first, reverse=True):
+            del stored[index]
+        return Model(proto, self.source.folder)
 
 
 # --- the check ------------------------------------------------------------------------------------
@@ -249,5 +254,6 @@ def with_outputs(proto: ModelProto, names: list[str]) -> ModelProto:
     copy_fields(proto, made, {"graph"})
     copy_fields(proto.graph, made.graph, set())
     known = {info.name for info in proto.graph.output}
-    made.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in known)
+    fresh = (n for n in names if n not in known)
+    made.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in fresh)
     return made

@@ -232,7 +232,7 @@ class Combiner:
     # --- ties ------------------------------------------------------------------------------
 
     def fix(self) -> None:
-        """An axis that cannot shrink holds everything lined up with it."""
+        """An axis that cannot shrink stays whole in everything lined up with it."""
         for label in self.space:
             index = self.space.index(label)
             fixed = [o for o in self.operands if self._is_fixed(o, label, index)]
@@ -242,7 +242,10 @@ class Combiner:
             axis = fixed[0].labels.index(label)
             what = "graph input " if name in self.flow.model.input_names else ""
             reason = f"lined up with {what}`{name}`, axis {axis}, by {self.flow.where()}"
-            self.flow.pin([x.field for x in self.lifted if index in x.field.axes], reason)
+            for at, item in enumerate(self.lifted):
+                if index in item.field.axes:
+                    whole = self.flow.whole([item.field], [index], reason) or [item.field]
+                    self.lifted[at] = replace(item, field=whole[0])
 
     def _is_fixed(self, operand: Operand, label: str, index: int) -> bool:
         if label not in operand.labels:

@@ -287,7 +287,11 @@ class Cutter:
             for h, g in zip(have[0], goal[0], strict=True)
         ]
         second = [int(h) * r for h, r in zip(have[1], ratios, strict=True)]
-        if second != goal[1]:
+        odd = [i for i, (a, b) in enumerate(zip(second, goal[1], strict=True)) if a != b]
+        left = [0] * len(ratios)
+        if len(odd) == 1 and node.op == "Reshape" and -1 not in goal[0]:
+            ratios[odd[0]], left[odd[0]] = Fraction(0), -1  # the one length that can be inferred
+        elif odd:
             raise ToolDefect(
                 f"operand {slot} should become {goal[0]} and {goal[1]}, it is {have[0]} and "
                 f"{have[1]}: no ratio does both",
@@ -296,10 +300,11 @@ class Cutter:
         times = np.array([r.numerator for r in ratios], dtype)
         over = np.array([r.denominator for r in ratios], dtype)
         name = self._arithmetic("Mul", name, times, f"{node.key}_shape{slot}_mul")
-        return self._arithmetic("Div", name, over, f"{node.key}_shape{slot}_div")
+        name = self._arithmetic("Div", name, over, f"{node.key}_shape{slot}_div")
+        return self._arithmetic("Add", name, np.array(left, dtype), f"{node.key}_shape{slot}_add")
 
     def _arithmetic(self, op: str, name: str, by: Array, out: str) -> str:
-        if (by == 1).all():
+        if (by == (op != "Add")).all():
             return name
         out = self._unused(out)
         proto = helper.make_node(op, [name, self._constant(f"{out}_by", by)], [out], name=out)

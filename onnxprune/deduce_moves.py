@@ -42,9 +42,8 @@ def _reshape(k: Knowledge, node: Node) -> Sequence[Known | None]:
         x = x.spread(axis, length)
     varies = [a for a, n in enumerate(x.kind.shape) if n > 1]
     factor = np.broadcast_to(x.factor, x.kind.shape)
-    kind, scale = (np.asarray(regroup(v, before, after, blocks, varies))  # type: ignore[arg-type]
-                   for v in (x.kind, factor))  # fmt: skip
-    return [Known(kind, scale).salted(node.key)]
+    index = regroup(np.arange(x.kind.size).reshape(x.kind.shape), before, after, blocks, varies)
+    return [Known(x.kind.ravel()[index], factor.ravel()[index]).salted(node.key)]
 
 
 @on("Concat")

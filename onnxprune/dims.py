@@ -7,23 +7,27 @@ a balance ties to each other's counts form one `Dim` with one list of feasible w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.balance import feasible_levels
+from onnxprune.channels import (
+    LEVELS,
+    Reasons,
+    components,
+    hold_across,
+    hold_parents,
+    join,
+    reasons,
+)
 from onnxprune.fields import IntArray
 from onnxprune.ties import Slot, Ties
 
 BoolArray = npt.NDArray[np.bool_]
-
-# Heads of heads: parents that have parents.
-LEVELS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,17 +110,18 @@ class Dims:
 
 def find_dims(ties: Ties) -> Dims:
     """Channels and Dims from everything a walk found out."""
-    of, links = _channels(ties)
+    of, links = join(ties)
     count = int(of.max(initial=-1)) + 1
     parent = np.full(count, -1, np.int64)
     parent[links[:, 1]] = links[:, 0]
-    pins = _reasons(of, [(p.ids, p.reason) for p in ties.pins], count)
+    pins = reasons(of, [(p.ids, p.reason) for p in ties.pins], count)
     rows, membership = _balances(ties, of, count)
     for table in rows:
-        _hold_across(pins, parent, table)
-    _pin_parents(pins, links)
-    soft = _reasons(of, [(p.ids, p.reason) for p in ties.approximate], count)
-    likeness = _likeness(ties, of, count)
+        hold_across(pins, parent, table)
+    hold_parents(pins, links)
+    soft = reasons(of, [(p.ids, p.reason) for p in ties.approximate], count)
+    hold_parents(soft, links)  # what goes with a row that is approximate is no less so
+    likeness = _likeness(ties, of, parent)
     likeness += _mix(1, np.array([p >= 0 for p in pins[0]], np.uint64))
     likeness += _mix(2, np.array([p >= 0 for p in soft[0]], np.uint64))
     steps = _steps(ties, of, membership)
@@ -125,83 +130,6 @@ def find_dims(ties: Ties) -> Dims:
     dims = _build(ties, of, part_of, family_of, parent, pins, soft, rows, steps)
     pairs = frozenset(map(tuple, links.tolist()))
     return Dims(of, count, dims, parent, ties, pairs)
-
-
-Reasons = tuple[IntArray, list[str]]
-
-
-def _channels(ties: Ties) -> tuple[IntArray, IntArray]:
-    """Channel of each identity, and (parent, child) links between channels.
-
-    Parents that share a child go together: each is gone exactly if the child's row is.
-    """
-    pairs = [np.stack(p).astype(np.int64) for p in ties.pairs]
-    links = np.concatenate(
-        [np.stack(x, axis=1).astype(np.int64) for x in ties.links] or [np.zeros((0, 2), np.int64)]
-    )
-    while True:
-        of = _components(ties.count, pairs)
-        linked = np.unique(of[links], axis=0) if len(links) else links
-        own = linked[linked[:, 0] == linked[:, 1], 0]
-        stuck = linked[np.isin(linked[:, 0], own) & (linked[:, 0] != linked[:, 1])]
-        order = np.argsort(linked[:, 1], kind="stable")
-        by_child = linked[order]
-        shared = by_child[1:][by_child[1:, 1] == by_child[:-1, 1], 0], by_child[:-1][
-            by_child[1:, 1] == by_child[:-1, 1], 0
-        ]
-        merge = [np.stack(shared), stuck.T]
-        if not any(m.size for m in merge):
-            return of, linked[linked[:, 0] != linked[:, 1]]
-        first = np.unique(of, return_index=True)[1]
-        pairs += [first[m] for m in merge if m.size]
-
-
-def _components(count: int, pairs: Sequence[IntArray]) -> IntArray:
-    if not pairs or not count:
-        return np.arange(count)
-    both = np.concatenate(pairs, axis=1)
-    graph = coo_matrix((np.ones(both.shape[1], np.int8), (both[0], both[1])), (count, count))
-    labels: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels
-
-
-def _reasons(of: IntArray, marks: list[tuple[IntArray, str]], count: int) -> Reasons:
-    """First reason given for each channel: an index into the texts, -1 for none."""
-    first = np.full(count, -1, np.int64)
-    texts: list[str] = []
-    for ids, reason in marks:
-        channels = of[ids]
-        first[channels[first[channels] < 0]] = len(texts)
-        texts.append(reason)
-    return first, texts
-
-
-def _pin_parents(pins: Reasons, links: IntArray) -> None:
-    """A row with a channel that cannot go cannot go."""
-    while True:
-        held = links[(pins[0][links[:, 1]] >= 0) & (pins[0][links[:, 0]] < 0)]
-        if not len(held):
-            return
-        pins[0][held[:, 0]] = pins[0][held[:, 1]]
-
-
-def _hold_across(pins: Reasons, parent: IntArray, table: IntArray) -> None:
-    """Rows that lie across those of another balance cannot go: it would become uneven."""
-    owners = table
-    for _ in range(LEVELS):
-        owners = np.where(owners >= 0, parent[owners], -1)
-        if owners.max() < 0:
-            return
-        above, index = np.unique(owners, return_inverse=True)
-        counts = np.zeros((len(table), len(above)), np.int64)
-        np.add.at(counts, (np.arange(len(table))[:, None], index.reshape(table.shape)), 1)
-        # Where a row of the table is gone with them, it has nothing to keep equal.
-        partly = np.ma.masked_equal(counts, table.shape[1])
-        uneven = above[np.ma.filled(partly.max(axis=0) != partly.min(axis=0), False)]
-        held = uneven[uneven >= 0]
-        if len(held):
-            pins[0][held[pins[0][held] < 0]] = len(pins[1])
-            pins[1].append("a row across those of another balance")
 
 
 def _mix(salt: int, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -214,17 +142,27 @@ def _mix(salt: int, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return out
 
 
-def _likeness(ties: Ties, of: IntArray, count: int) -> npt.NDArray[np.uint64]:
-    """A hash per channel of where it occurs: equal for interchangeable channels.
-
-    A tensor cut out of another keeps some of its channels: those it holds differ from the others.
-    """
-    total = np.zeros(count, np.uint64)
-    places = [one.ids.ravel() for source in ties.sources.values() for one in source.fields]
-    for salt, ids in enumerate([*places, *ties.parts], start=11):
-        found, times = np.unique(of[ids], return_counts=True)
+def _likeness(
+    ties: Ties, of: IntArray, parent: IntArray
+) -> npt.NDArray[np.uint64]:
+    """A hash per channel of where it occurs: equal for interchangeable channels."""
+    total = np.zeros(len(parent), np.uint64)
+    places = [of[one.ids.ravel()] for source in ties.sources.values() for one in source.fields]
+    for salt, channels in enumerate([*places, *_parts(ties, of, parent)], start=11):
+        found, times = np.unique(channels, return_counts=True)
         total[found] += _mix(salt, times.astype(np.uint64))
     return total
+
+
+def _parts(ties: Ties, of: IntArray, parent: IntArray) -> Iterator[IntArray]:
+    """Channels of which some must stay: those of a tensor cut out of another, and their heads."""
+    for ids in ties.parts:
+        channels = of[ids]
+        for _ in range(LEVELS):
+            yield channels
+            channels = np.unique(parent[channels])
+            if channels[0] < 0:
+                break
 
 
 def _balances(
@@ -284,7 +222,7 @@ def _families(part_of: IntArray, rows: list[IntArray]) -> IntArray:
     for table in rows:
         members = np.unique(part_of[table.ravel()])
         pairs.append(np.stack([members, np.full_like(members, members[0])]))
-    return _components(parts, pairs)
+    return components(parts, pairs)
 
 
 def _build(
@@ -350,11 +288,11 @@ def _levels(
     )
 
 
-def _text(reasons: Reasons, parts: tuple[IntArray, ...]) -> str:
+def _text(marks: Reasons, parts: tuple[IntArray, ...]) -> str:
     for part in parts:
-        marked = reasons[0][part]
+        marked = marks[0][part]
         if (marked >= 0).any():
-            return reasons[1][int(marked[marked >= 0][0])]
+            return marks[1][int(marked[marked >= 0][0])]
     return ""
 
 
@@ -362,12 +300,14 @@ def _names(ties: Ties, of: IntArray, families: list[list[IntArray]]) -> list[str
     """A name for each Dim: the largest weight that makes it, else the first node it is seen at."""
     firsts = np.array([int(parts[0][0]) for parts in families], np.int64)
     best = _best_sources(ties, of, firsts)
+    bases = [best.get(int(channel), (0, f"dim {int(channel)}")) for channel in firsts]
     taken: dict[str, int] = {}
-    names = []
-    for channel in firsts:
-        base = best.get(int(channel), (0, f"dim {int(channel)}"))[1]
+    names = [""] * len(bases)
+    # A weight's plain name is the Dim's that it makes, not the one's that it sums over.
+    for at in sorted(range(len(bases)), key=lambda i: -bases[i][0]):
+        base = bases[at][1]
         taken[base] = taken.get(base, 0) + 1
-        names.append(base if taken[base] == 1 else f"{base}#{taken[base]}")
+        names[at] = base if taken[base] == 1 else f"{base}#{taken[base]}"
     return names
 
 

@@ -100,19 +100,19 @@ def find_twins(known: Knowledge) -> Twins:
 def _uses(known: Knowledge, node: Node, alone: BoolArray) -> Iterator[Use]:
     """Sums that can be merged; channels of all others are marked as standing alone."""
     readers = known.readers.get(node.key, ())
-    weights = {i for i, r in enumerate(readers) if node.inputs[r.slot] in known.model.initializers}
-    for number, reader in enumerate(readers):
+    weights = [r for r in readers if node.inputs[r.slot] in known.model.initializers]
+    for reader in readers:
         own = known.dims.of[reader.field.ids.ravel()]
-        others = [r for i, r in enumerate(readers) if (i in weights) != (number in weights)]
-        met = [r for r in others if set(known.dims.of[r.field.ids.ravel()]) >= set(own)]
-        if reader.beside or node.op not in LINEAR or len(met) != 1 or (number not in weights and not _is_float(known, node.inputs[met[0].slot])):
+        others = weights if reader not in weights else [r for r in readers if r not in weights]
+        met = [r for r in others if np.isin(own, known.dims.of[r.field.ids]).all()]
+        use = None
+        if len(met) == 1 and node.op in LINEAR and not reader.beside:
+            pair = (met[0], reader) if reader in weights else (reader, met[0])
+            use = _described(known, node, *pair)
+        if use is None:
             alone[own] = True
-        elif number not in weights:
-            use = _described(known, node, reader, met[0])
-            if use is None:
-                alone[own] = True
-            else:
-                yield use
+        elif reader not in weights:
+            yield use
 
 
 def _is_float(known: Knowledge, name: str) -> bool:
@@ -123,7 +123,7 @@ def _is_float(known: Knowledge, name: str) -> bool:
 def _described(known: Knowledge, node: Node, data: Reader, weight: Reader) -> Use | None:
     """A use; None where nothing is known, or weights repeat what data do not."""
     value = known.along(node.inputs[data.slot], data.field.axes)
-    if value is None:
+    if value is None or not _is_float(known, node.inputs[weight.slot]):
         return None
     a, b = (known.dims.of[r.field.ids.ravel()] for r in (data, weight))
     times = [np.bincount(x, minlength=known.dims.count) for x in (a, b)]
@@ -160,6 +160,8 @@ def _group(channels: IntArray, signs: Array, size: FloatArray, twins: Twins) -> 
     parents = twins.known.dims.parent[channels].astype(np.uint64)
     keys = mix(signs[channels], parents)
     order = np.argsort(keys, kind="stable")
+    if not (np.diff(keys[order]) == 0).any():
+        return
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(channels[order], bounds):
         if len(group) > 1:

@@ -53,10 +53,13 @@ HIGH = 10
 
 
 def model_inputs(
-    model: Model, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    model: Model,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    high: int = HIGH,
 ) -> dict[str, Array]:
     """Random feeds for a model; what indexes a table stays within it."""
-    return seeded_inputs(model.inputs, shapes, seed, limits=index_limits(model))
+    return seeded_inputs(model.inputs, shapes, seed, high=high, limits=index_limits(model))
 
 
 def index_limits(model: Model) -> dict[str, int]:

@@ -54,6 +54,8 @@ def settle(ids: IntArray, thin_first: Sequence[int]) -> Field | None:
     Args:
         thin_first: axes in order of preference for the one that thins.
     """
+    if not ids.size:
+        return None
     axes = []
     for axis, length in enumerate(ids.shape):
         if length == 1:

@@ -249,6 +249,7 @@ class Flow:
         if self.checker is None:
             self.ties.pairs.append(_flat(a, b))
         elif not self._broadcasts(a, b) or not self.checker.same(a, b):
+            self.checker.follow(a, b)
             self._violate(f"positions differ: {a.shape} and {b.shape}")
 
     def link(self, parent: IntArray, child: IntArray) -> None:
@@ -265,7 +266,7 @@ class Flow:
 
     def part(self, ids: IntArray) -> None:
         """Positions that get a tensor of their own, which must not become empty."""
-        if self.checker is None:
+        if self.checker is None and ids.size:
             self.ties.parts.append(ids.ravel())
 
     def contract(

@@ -94,7 +94,7 @@ def number(text: str) -> Kinds:
 
 
 def mix(*parts: npt.ArrayLike) -> Kinds:
-    """A 63-bit hash of several numbers, never 0."""
+    """A hash of several numbers, never 0."""
     total: Any = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -149,13 +149,11 @@ def on_axes(one: Known, axes: Sequence[int], shape: Sequence[int], name: str) ->
 
 
 def labels(values: FloatArray, tolerance: float = TOLERANCE) -> npt.NDArray[np.int64]:
-    """Numbers that are close get the same label; NaN gets 0."""
-    scale = np.nanmax(np.abs(values), initial=1e-30, where=np.isfinite(values))
+    """Numbers that are equal but for their last digits get the same label."""
     unique, inverse = np.unique(values, return_inverse=True)
-    gaps = np.diff(unique) > tolerance * np.maximum(np.abs(unique[1:]), 1e-3 * scale)
-    steps = np.concatenate([[1], np.cumsum(gaps) + 1]).astype(np.int64)
-    found = steps[: len(unique)][inverse].reshape(np.shape(values))
-    return np.where(np.isnan(values), 0, found).astype(np.int64)
+    apart = np.diff(unique) > tolerance * np.abs(unique[1:])
+    steps = np.concatenate([[0], np.cumsum(apart)]).astype(np.int64)
+    return np.asarray(steps[inverse].reshape(np.shape(values)), np.int64)
 
 
 def row_labels(rows: Array, bias: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -221,7 +221,7 @@ class Lengths:
         return 0 if above < 0 else 1 + self._depth(above)
 
     def dims_of(self, axes: Sequence[int]) -> set[int]:
-        """Dims that axes depend on."""
+        """Dims that axes depend on, and those whose rows they are."""
         matrix, starts = self._matrix
         ends = [*starts[1:], matrix.shape[0]]
         found = set[int]()
@@ -230,6 +230,12 @@ class Lengths:
             if axis in self._counted:
                 parts = self.part_of[np.unique(self._counted[axis].channels)]
             found |= set(self.part_dim[parts].tolist())
+        waiting = list(found)
+        while waiting:
+            above = {int(self.dims.dim_of[p]) for p in self.dims.dims[waiting.pop()].parents
+                     if p >= 0} - found  # fmt: skip
+            found |= above
+            waiting += above
         return found
 
 

@@ -1,4 +1,4 @@
-"""Layers that sum over channels with stored weights, seen alike: Conv, ConvTranspose, Gemm, MatMul."""
+"""Layers that sum over channels with stored weights, seen alike: convolutions and products."""
 
 from __future__ import annotations
 

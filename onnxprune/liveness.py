@@ -138,7 +138,7 @@ class _Search:
         constants = self.known.constants(node.inputs[reader.slot], one)
         view = self.known.linear.get(node.key)
         if view is None or view.padded or one.axes != (view.axis,) or reader.slot != 0:
-            return constants != 0
+            return np.asarray(constants != 0)
         return np.isnan(constants)
 
 

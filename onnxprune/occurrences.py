@@ -6,8 +6,32 @@ from collections import defaultdict
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.dims import BoolArray, Dims
 from onnxprune.graph import Model
+
+
+def follows_data(model: Model) -> frozenset[str]:
+    """Values that depend on what the caller gives."""
+    found = set(model.input_names)
+    for node in model.nodes:
+        if any(n in found for n in node.inputs):
+            found |= set(node.outputs)
+    return frozenset(found)
+
+
+def summed_by_weights(dims: Dims, model: Model) -> BoolArray:
+    """Identities along which a weight is summed with data: its columns, not its rows.
+
+    Returns: shape (identities,).
+    """
+    data = follows_data(model)
+    nodes = {n.key: n for n in model.nodes}
+    found = np.zeros(dims.ties.count, np.bool_)
+    for reader in dims.ties.readers:
+        # Of data that is summed, the identities are those of the weight that made it.
+        if not reader.beside and nodes[reader.key].input(reader.slot) not in data:
+            found[reader.field.ids.ravel()] = True
+    return found
 
 
 def tensors_of(dims: Dims) -> dict[int, list[str]]:
@@ -30,10 +54,7 @@ def names_of(dims: Dims, model: Model, *, made: bool = False) -> dict[int, froze
     """
     names: dict[int, set[str]] = {d.index: {d.name} for d in dims.dims}
     labels = {n.key: {n.name, n.key} - {""} for n in model.nodes}
-    summed = np.zeros(dims.ties.count, np.bool_)
-    for reader in dims.ties.readers:
-        if made and not reader.beside:
-            summed[reader.field.ids.ravel()] = True
+    summed = summed_by_weights(dims, model) if made else np.zeros(dims.ties.count, np.bool_)
     for (key, _), source in dims.ties.sources.items():
         own = labels.get(key, {key}) | ({source.initializer} if source.initializer else set())
         for one in source.fields:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.dims import BoolArray, Dims
+from onnxprune.errors import ModelError
 from onnxprune.feeds import model_inputs
 from onnxprune.floats import HALVES, as_float32, without_quantizers
 from onnxprune.graph import Model, Node, read_names
@@ -90,10 +91,43 @@ def _silence(
         zero = np.asarray(_zero(model, node, reader.slot, array.ndim), array.dtype)
         proto.graph.initializer.append(numpy_helper.from_array(np.where(keep, array, zero), new))
     else:
-        kind = _dtype(model, name)
-        proto.graph.initializer.append(numpy_helper.from_array(keep.astype(kind), f"{new}_mask"))
-        proto.graph.node.append(helper.make_node("Mul", [name, f"{new}_mask"], [new], name=new))
+        made = _as_long(proto, name, keep.astype(_dtype(model, name)), f"{new}_mask")
+        proto.graph.node.append(helper.make_node("Mul", [name, made], [new], name=new))
     node.input[reader.slot] = new
+
+
+def _as_long(proto: ModelProto, name: str, mask: Array, new: str) -> str:
+    """A mask for a value, repeated as often as it is longer: batch and heads may be one axis."""
+
+    def constant(suffix: str, array: Array) -> str:
+        proto.graph.initializer.append(numpy_helper.from_array(array, f"{new}{suffix}"))
+        return f"{new}{suffix}"
+
+    def node(op: str, *inputs: str, **more: int) -> str:
+        out = f"{new}_{op}"
+        proto.graph.node.append(helper.make_node(op, inputs, [out], name=out, **more))
+        return out
+
+    periods = [_period(mask, a) for a in range(mask.ndim)]
+    for axis in (a for a, n in enumerate(periods) if n == 1):
+        mask = mask.take([0], axis=axis)
+    axis = next((a for a, n in enumerate(mask.shape) if periods[a] < n), -1)
+    if axis < 0:
+        return constant("", mask)
+    one = constant("", mask.take(range(periods[axis]), axis=axis))
+    length = node("Gather", node("Shape", name), constant("_axis", np.array([axis])))
+    times = node("Div", length, constant("_length", np.array([periods[axis]])))
+    ones = [constant(f"_ones{i}", np.ones(n, np.int64))
+            for i, n in enumerate((axis, mask.ndim - axis - 1))]  # fmt: skip
+    return node("Tile", one, node("Concat", ones[0], times, ones[1], axis=0))
+
+
+def _period(mask: Array, axis: int) -> int:
+    """Positions after which a mask begins again along an axis."""
+    length = mask.shape[axis]
+    table = np.moveaxis(mask, axis, 0)
+    divisors = (d for d in range(1, length) if length % d == 0)
+    return next((d for d in divisors if (table[d:] == table[:-d]).all()), length)
 
 
 def _stored(model: Model, proto: ModelProto, name: str) -> Array | None:
@@ -168,9 +202,24 @@ def expected(
     """
     names = witnesses(model)
     silenced = _session(mask(model, dims, removed), names, custom_ops)
-    feeds = [_fitting(model_inputs(model, shapes, seed), silenced) for seed in seeds]
-    outputs = [silenced.run(one, names) for one in feeds]
-    return Expected(names, feeds, outputs, custom_ops)
+    runs = [_drawn(model, silenced, names, shapes, seed) for seed in seeds]
+    return Expected(names, [feeds for feeds, _ in runs], [out for _, out in runs], custom_ops)
+
+
+def _drawn(
+    model: Model, run: Session, names: list[str], shapes: Mapping[str, Shape], seed: int
+) -> tuple[dict[str, Array], list[Array]]:
+    """Random feeds, and what they give.
+
+    Integers are drawn again from 0 and 1 where larger ones have no meaning: positions counted
+    from a mask lie beyond the end of their table.
+    """
+    try:
+        feeds = _fitting(model_inputs(model, shapes, seed), run)
+        return feeds, run.run(feeds, names)
+    except ModelError:
+        feeds = _fitting(model_inputs(model, shapes, seed, high=2), run)
+        return feeds, run.run(feeds, names)
 
 
 def disagreement(

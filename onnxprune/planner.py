@@ -7,6 +7,7 @@ room is left is given back to single Dims.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise, product
@@ -36,6 +37,8 @@ CLOSE = 0.005
 NEAR = 0.1
 # Plans tried to use up what room is left, and all plans of a model that has no more than these.
 TRIES = 300
+Price = Callable[["Planner"], FloatArray]
+
 # Room for the rounding of a share.
 SLACK = 1e-12
 
@@ -164,17 +167,24 @@ class Planner:
         )
         return owner, reached.astype(np.int64)
 
-    def refuse(self) -> None:
-        """Refuse targets that even the smallest plan is above.
+    def ready(self) -> Planner:
+        """This planner, or a finer one where only that can meet the targets.
 
-        Raises: BudgetError: says what stands in the way.
+        Raises: BudgetError: even the smallest plan is above a target; says what is in the way.
         """
         for name in self.limits.targets:
             if not getattr(self.cost.whole, name):
                 raise nothing_counted(self.cost, name)
         least = self.plan(np.zeros_like(self.top))
-        if self.limits.targets and self.room(least.cost) < 0:
-            raise impossible(self.cost, self.limits, self.open, least)
+        if not self.limits.targets or self.room(least.cost) >= 0:
+            return self
+        if self.limits.multiple is None:
+            return self._finer().ready()
+        raise impossible(self.cost, self.limits, self.open, least)
+
+    def _finer(self) -> Planner:
+        """The same without a preference for widths that kernels like."""
+        return Planner(self.dims, self.scores, self.cost, replace(self.limits, multiple=1))
 
     def fewest(self, keys: FloatArray) -> IntArray:
         """Places after the fewest steps that meet all targets, steps taken by rising key.
@@ -217,47 +227,40 @@ class Planner:
                 low = middle
         return after(low)
 
-    def settle(self, at: IntArray) -> Plan:
-        """The plan, with what room is left given back to single Dims, in finer steps if need be."""
-        if not self.limits.targets:
-            return self.plan(at)
-        at = self._fill(at)
+    def settle(self, at: IntArray, price: Price) -> Plan:
+        """The plan, with what room is left given back to single Dims, in finer steps if need be.
+
+        Args:
+            price: keys of the steps of a planner, as `fewest` takes them.
+        """
+        at = self._fill(at, price(self))
         if self.room(self.evaluate(at)) <= NEAR:
             return self.plan(at)
         if self.limits.multiple is None:
-            fine = Planner(self.dims, self.scores, self.cost, replace(self.limits, multiple=1))
+            fine = self._finer()
             places = zip(self.open.values(), at.tolist(), strict=True)
             levels = [allowed[place] for allowed, place in places]
             finer = zip(fine.open.values(), levels, strict=True)
-            return fine.settle(np.array([a.index(v) for a, v in finer], np.int64))
+            return fine.settle(np.array([a.index(v) for a, v in finer], np.int64), price)
         at = self._best_of_all(at)
         return self.plan(at, self._coarse(at))
 
-    def _fill(self, at: IntArray) -> IntArray:
-        """Steps back up, the most cut Dim first, while every target still holds."""
-        room, tries = self.room(self.evaluate(at)), 0
-        while room > CLOSE and tries < TRIES:
-            before = tries, room
-            shares = np.array([self._kept(i, p) for i, p in enumerate(at.tolist())])
-            for index in np.argsort(shares, kind="stable").tolist():
-                if at[index] == self.top[index] or tries >= TRIES:
-                    continue
-                wider = at.copy()
-                wider[index] += 1
-                tries += 1
-                left = self.room(self.evaluate(wider))
-                if left >= 0:
-                    at, room = wider, left
-                if room <= CLOSE:
-                    break
-            if room == before[1]:
+    def _fill(self, at: IntArray, keys: FloatArray) -> IntArray:
+        """Steps back up, the dearest first, while every target still holds."""
+        room, first = self.room(self.evaluate(at)), np.cumsum([0, *self.top])[:-1]
+        stuck = at == self.top
+        for _ in range(TRIES):
+            if room <= CLOSE or stuck.all():
                 break
+            below = np.flatnonzero(~stuck)
+            index = below[np.argmax(keys[first[below] + self.top[below] - at[below] - 1])]
+            wider = at.copy()
+            wider[index] += 1
+            left = self.room(self.evaluate(wider))
+            if left >= 0:
+                at, room = wider, left
+            stuck[index] = left < 0 or at[index] == self.top[index]
         return at
-
-    def _kept(self, index: int, place: int) -> float:
-        dim = self.dims.dims[int(self.indices[index])]
-        level = self.open[dim.index][place]
-        return float(dim.levels[level].sum() / dim.levels[-1].sum())
 
     def _best_of_all(self, at: IntArray) -> IntArray:
         """The closest of all plans, where there are few."""

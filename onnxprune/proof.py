@@ -6,6 +6,7 @@ hold. This shows that the cut follows the flow on every axis, without a single i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,6 +96,32 @@ class Kept:
         moved = np.moveaxis(take.ids, [*rows, axis], range(len(rows) + 1))
         kept = moved.reshape(moved.shape[: len(rows) + 1])
         self.wanted.setdefault(slot, []).append(Take(axis, kept.astype(np.int64), rows))
+
+    def follow(self, a: IntArray, b: IntArray) -> None:
+        """Values that meet with the same channels in another order: let a weight make that order.
+
+        Moves may change the order of one of them; rows of what makes the other can be taken in it.
+        """
+        for own, other in ((b, a), (a, b)):
+            ours, theirs = self._channel(own).ravel(), self._channel(other).ravel()
+            if max(own.shape, default=0) != own.size or sorted(ours) != sorted(theirs):
+                continue
+            for slot, axis in self._makers(own.ravel()):
+                order = np.empty_like(ours)
+                order[np.argsort(theirs, kind="stable")] = np.argsort(ours, kind="stable")
+                self.wanted.setdefault(slot, []).append(Take(axis, order))
+                return
+
+    def _makers(self, ids: IntArray) -> Iterator[tuple[Slot, int]]:
+        """Weights that make these identities as they are, in an order that is still free."""
+        for slot, source in self.dims.ties.sources.items():
+            ordered = {t.axis for t in (*self.orders.get(slot, ()), *self.wanted.get(slot, ()))}
+            for at, one in enumerate(source.fields):
+                mine = source.initializer and len(one.axes) == 1 and one.thin not in ordered
+                if mine and ids[0] in one.ids:
+                    made = self.source(slot)
+                    if made is not None and np.array_equal(made[at].ids.ravel(), ids):
+                        yield slot, one.thin
 
     def _channel(self, ids: IntArray) -> IntArray:
         known = np.append(self.dims.of, -1)

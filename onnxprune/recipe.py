@@ -115,8 +115,8 @@ def score_pass(spec: str) -> AnyPass:
 
 
 def clean_ups(names: Iterable[str] = CLEAN_UPS) -> list[AnyPass]:
-    """Exact clean-ups, each with the Dims it reads."""
-    return [one for name in names for one in (make_pass("find-dims"), make_pass(name))]
+    """Dims, and the exact clean-ups, which find them again where they change the model."""
+    return [make_pass("find-dims"), *(make_pass(name) for name in names)]
 
 
 def verify_passes(options: VerifyOptions) -> list[AnyPass]:
@@ -147,11 +147,10 @@ def verify_passes(options: VerifyOptions) -> list[AnyPass]:
 def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the cut, verification not included."""
     from onnxprune.passes.cut_channels import CutChannels
-    from onnxprune.passes.find_dims import FindDims
     from onnxprune.passes.make_plan import MakePlan
 
     if options.exact_only:
-        return [*clean_ups(), FindDims()]
+        return clean_ups()
     plan = MakePlan(
         targets=tuple(options.target.items()),
         allocate=options.allocate,
@@ -162,4 +161,4 @@ def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         keep=tuple(options.keep.items()),
     )
     cut = CutChannels(custom_ops=options.custom_ops)
-    return [*clean_ups(), FindDims(), score_pass(options.score), plan, cut]
+    return [*clean_ups(), score_pass(options.score), plan, cut]

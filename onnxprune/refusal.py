@@ -61,13 +61,19 @@ def impossible(cost: CostModel, limits: Limits, open_dims: Collection[int], leas
     if ratios[name] >= 1 and not soft:
         hint = "`onnxprune inspect MODEL` lists what could be cut, and why the rest cannot"
     if soft and not limits.approximate:
-        hint += f", or allow the {len(soft)} approximate Dim{'s' * (len(soft) > 1)} with --approximate"
+        dims = "Dim" if len(soft) == 1 else "Dims"
+        hint += f", or allow the {len(soft)} approximate {dims} with --approximate"
     return BudgetError(
         f"cannot keep {limits.targets[name]:.0%} of {WORDS[name]}: the smallest plan keeps "
         f"{ratios[name]:.1%}",
         where=_reasons(cost, limits, open_dims, held),
         hint=hint,
     )
+
+
+def _may_matter(dim: Dim) -> bool:
+    """False for an axis of one position that nothing holds: there is nothing to cut."""
+    return bool(dim.pinned) or len(dim.channels) > 1
 
 
 def _left(dim: Dim, limits: Limits) -> bool:
@@ -80,7 +86,7 @@ def _held(cost: CostModel, open_dims: Collection[int], least: Plan, name: str) -
     for amount, dims in cost.charges(least.alive, name):
         for index in dims:
             weight[index] += amount  # type: ignore[assignment]  # amounts may be fractions
-    held = [d for d in cost.dims.dims if d.index not in open_dims and len(d.channels) > 1]
+    held = [d for d in cost.dims.dims if d.index not in open_dims and _may_matter(d)]
     return sorted(held, key=lambda d: (-weight[d.index], d.index))
 
 
@@ -96,7 +102,7 @@ def _reasons(
                          if d.is_free and not d.is_exact and _left(d, limits)
                          and not limits.approximate]),
     ]  # fmt: skip
-    total = sum(len(d.channels) > 1 for d in cost.dims.dims)
+    total = sum(_may_matter(d) for d in cost.dims.dims)
     lines = [
         f"{len(names)} of {total} Dims {_are(names)} {word}: {'; '.join(names[:NAMED])}"
         + ("; ..." if len(names) > NAMED else "")

@@ -12,11 +12,14 @@ from onnxprune.dims import Dim, Dims
 from onnxprune.errors import ModelError
 from onnxprune.fields import Field, IntArray
 from onnxprune.graph import Model
+from onnxprune.occurrences import summed_by_weights
 from onnxprune.ties import Slot
 from onnxprune.weights import Uses
 
 FloatArray = npt.NDArray[np.float64]
 Measure = Callable[[FloatArray], FloatArray]
+
+LARGE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +72,12 @@ class Touches:
 
     def _find(self) -> Iterator[Touch]:
         """Uses of one weight by the same channels count once."""
-        contracted = np.zeros(self.dims.ties.count, np.bool_)
-        for reader in self.dims.ties.readers:
-            if not reader.beside:
-                contracted[reader.field.ids.ravel()] = True
+        summed = summed_by_weights(self.dims, self.model)
         seen = set[tuple[str, tuple[int, ...], bool, bytes]]()
         for slot, source in self.dims.ties.sources.items():
             is_filter = bool(source.initializer) and self.uses.is_filter(slot)
             for one in source.fields if source.initializer else ():
-                reads = bool(contracted[one.ids.ravel()].any())
+                reads = bool(summed[one.ids.ravel()].any())
                 channels = self.dims.of[one.ids]
                 key = source.initializer, one.axes, reads, channels.tobytes()
                 if key not in seen:
@@ -89,7 +89,8 @@ class Touches:
         found = self.uses.real(touch.slot)
         if not np.isfinite(found).all():
             found = np.where(np.isfinite(found), found, 0)
-        return np.asarray(found)
+        # Squares of large numbers need float64; a weight of 100 million elements, the memory.
+        return np.asarray(found, np.float64 if found.size <= LARGE else np.float32)
 
     def norms(self, touch: Touch, measure: Measure) -> tuple[IntArray, FloatArray]:
         """Sum of a measure of the weight over all that belongs to each channel.

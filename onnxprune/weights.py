@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnx import GraphProto, TensorProto, numpy_helper
 
 from onnxprune.graph import Model, Node, all_graphs
+from onnxprune.occurrences import follows_data
 from onnxprune.ties import Slot
 
 Array = npt.NDArray[Any]
@@ -41,7 +42,7 @@ VECTORS = frozenset(
     """Add Sub Mul Div Pow Max Min Sum Mean Where PRelu Clip BatchNormalization
     InstanceNormalization LayerNormalization GroupNormalization RMSNormalization
     SimplifiedLayerNormalization SkipLayerNormalization BiasGelu Concat QLinearAdd
-    QLinearMul""".split()
+    QLinearMul DequantizeLinear QuantizeLinear""".split()
 ) | FILTERS.keys()  # fmt: skip
 VIEWS = frozenset(
     """Cast Expand Flatten Identity Reshape Slice Split Squeeze Tile Transpose Unsqueeze
@@ -114,12 +115,7 @@ class Uses:
 
     @cached_property
     def _follows_data(self) -> frozenset[str]:
-        """Values that depend on what the caller gives."""
-        found = set(self.model.input_names)
-        for node in self.model.nodes:
-            if any(n in found for n in node.inputs):
-                found |= set(node.outputs)
-        return frozenset(found)
+        return follows_data(self.model)
 
     def sinks(self, slot: Slot) -> Iterator[tuple[Node, int]]:
         """Where a use meets data, through what only moves or scales the weight itself."""
@@ -127,10 +123,13 @@ class Uses:
         if not isinstance(at, int):
             return
         waiting, seen = [(self.nodes[key], at)], set[str]()
+        lengths = self.model.initializers[self.nodes[key].input(at)].dims
+        is_vector = sum(n > 1 for n in lengths) < 2
         while waiting:
             node, place = waiting.pop()
             inner = [n for n in node.outputs if n and n not in self._follows_data]
-            if not inner or (node.op not in VIEWS and node.key not in self.nodes):
+            # A vector that scales a weight is not the weight.
+            if not inner or (is_vector and (node.op not in VIEWS or place > 0)):
                 yield node, place
                 continue
             for name in inner:

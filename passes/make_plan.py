@@ -18,6 +18,9 @@ from onnxprune.planner import Planner
 from onnxprune.rules import load_rules
 from onnxprune.scores import Scores
 
+Names = dict[int, frozenset[str]]
+"""What a pattern may call each Dim, by Dim index."""
+
 
 @dataclass(frozen=True)
 class MakePlan(Analysis):
@@ -61,32 +64,28 @@ class MakePlan(Analysis):
     def _limits(self, state: State, dims: Dims) -> Limits:
         asked = self.skip or self.only or self.keep
         names = names_of(dims, state.model) if asked else {}
+        made = names_of(dims, state.model, made=True) if asked else {}
         skip = set(_matching(names, self.skip))
         if self.only:
-            skip |= set(names) - set(_matching(names, self.only))
+            meant = {i for pattern in self.only for i in _meant(dims, names, made, pattern)}
+            skip |= set(names) - meant
         return Limits(
             targets=dict(self.targets),
             multiple=self.multiple or None,
             approximate=self.approximate,
-            fixed=self._fixed(state, dims, names),
+            fixed=self._fixed(dims, names, made),
             skip=frozenset(skip),
         )
 
 
-    def _fixed(
-        self, state: State, dims: Dims, names: dict[int, frozenset[str]]
-    ) -> dict[int, float]:
-        """What --keep asks for, by Dim; a node's or weight's name means the Dim that it makes.
+    def _fixed(self, dims: Dims, names: Names, made: Names) -> dict[int, float]:
+        """What --keep asks for, by Dim.
 
         Raises: UsageError: a pattern names Dims that cannot be cut, or asks for nothing.
         """
         fixed: dict[int, float] = {}
-        made = names_of(dims, state.model, made=True) if self.keep else {}
         for pattern, want in self.keep:
-            hits = _matching(names, [pattern])
-            hits = [i for i in hits if fnmatchcase(dims.dims[i].name, pattern)] or [
-                i for i in hits if any(fnmatchcase(n, pattern) for n in made[i])
-            ] or hits  # fmt: skip
+            hits = _meant(dims, names, made, pattern)
             free = [i for i in hits if dims.dims[i].is_free]
             if not free or want <= 0:
                 first = dims.dims[hits[0]]
@@ -99,7 +98,18 @@ class MakePlan(Analysis):
         return fixed
 
 
-def _matching(names: dict[int, frozenset[str]], patterns: Iterable[str]) -> list[int]:
+def _meant(dims: Dims, names: Names, made: Names, pattern: str) -> list[int]:
+    """Dims of this name; else those that a weight or node of it makes; else that it passes.
+
+    Raises: UsageError: a pattern that names nothing.
+    """
+    hits = _matching(names, [pattern])
+    named = [i for i in hits if fnmatchcase(dims.dims[i].name, pattern)]
+    makes = [i for i in hits if any(fnmatchcase(n, pattern) for n in made[i])]
+    return named or makes or hits
+
+
+def _matching(names: Names, patterns: Iterable[str]) -> list[int]:
     """Dims that a pattern names.
 
     Raises: UsageError: a pattern that names nothing.

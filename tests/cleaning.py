@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, numpy_helper
 
 from onnxprune.dims import Dims
@@ -23,13 +24,16 @@ TOLERANCE = 1e-5
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def cleaned(proto: ModelProto, *names: str) -> State:
+def cleaned(proto: ModelProto, *names: str, warned: str = "") -> State:
     """The state after clean-ups; outputs are the same, at two batch sizes."""
     subject = Subject(normalize(load(proto)))
     state = State(subject, subject, progress=lambda text: None)
     PassManager([make_pass(name) for name in ("find-dims", *names)]).run(state)
-    assert state.warnings == []
+    assert all(warned and warned in text for text in state.warnings)
     assert [o.name for o in state.model.outputs] == [o.name for o in subject.model.outputs]
+    onnx.checker.check_model(state.model.proto, full_check=True)
+    names = [t.name for t in state.model.proto.graph.initializer]
+    assert len(names) == len(set(names))
     for shapes in (subject.sizes.first, subject.sizes.second):
         feeds = model_inputs(subject.model, shapes, 5)
         for a, b in zip(run(subject.model.proto, feeds), run(state.model.proto, feeds),
@@ -40,9 +44,11 @@ def cleaned(proto: ModelProto, *names: str) -> State:
     return state
 
 
-def shape(state: State, name: str) -> tuple[int, ...]:
-    """The shape of a weight after the clean-up."""
-    return state.model.dims(name)
+def weights_of(state: State, op: str) -> list[tuple[int, ...]]:
+    """Shapes of the stored second operands of all nodes of a kind."""
+    stored = state.model.initializers
+    nodes = [n for n in state.model.nodes if n.op == op and n.inputs[1] in stored]
+    return [state.model.dims(n.inputs[1]) for n in nodes]
 
 
 def changed(proto: ModelProto, edits: dict[str, Callable[[Array], None]]) -> ModelProto:

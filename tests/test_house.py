@@ -15,7 +15,7 @@ import onnxprune
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = """errors graph storage digest feeds runtime floats origin draft fold normalize fields
-ties kernels contrib shapes sizes flow combine rules balance dims occurrences weights scores
+ties kernels contrib shapes sizes flow combine rules balance channels dims occurrences weights scores
 terms lengths cost plan refusal planner allocate compact assemble cut proof untrusted
 planrecord planfile tensorfile checkpoint oracle known linear knowledge deduce_moves deduce liveness cleaning branches duplicates images dataset data metrics compare
 latency manager trials outputs gates passes report api cli""".split()

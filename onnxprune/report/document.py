@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -111,6 +111,17 @@ def apply_document(state: State) -> dict[str, Any]:
         "cost": cost_document(plan.whole, plan.cost),
         "seconds": rounded(state.seconds),
         "warnings": list(dict.fromkeys(state.warnings)),
+    }
+
+
+def recut_document(cut: Sequence[str], missing: Sequence[str]) -> dict[str, Any]:
+    """Which tensors of a checkpoint a plan cut, and which it did not find there."""
+    gone = f"{len(missing)} cut vectors are not in the checkpoint: {', '.join(missing[:5])}"
+    return {
+        "schema": schema_name("apply"),
+        "tensors": list(cut),
+        "missing": list(missing),
+        "warnings": [gone] if missing else [],
     }
 
 

@@ -204,6 +204,8 @@ def _normalize(content: dict[str, Any]) -> Iterator[RenderableType]:
 def _apply(content: dict[str, Any]) -> Iterator[RenderableType]:
     if "cost" in content:
         yield _cost(content["cost"])
+    else:
+        yield Text(f"{len(content['tensors'])} tensors cut")
     yield from _warnings(content)
     if content["output"]:
         yield Text(f"written to {content['output']}")

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from onnxprune.rules.registry import Rules, rules
 
 FAMILIES = (
-    "elementwise", "move", "rewire", "conv", "linear", "norm", "reduce", "recurrent",
+    "elementwise", "move", "pick", "rewire", "conv", "linear", "norm", "reduce", "recurrent",
     "quant", "attention", "fused", "scatter",
 )  # fmt: skip
 

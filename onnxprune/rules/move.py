@@ -9,7 +9,6 @@ import numpy as np
 from onnxprune.fields import Field, IntArray, Shape
 from onnxprune.flow import Flow
 from onnxprune.graph import Node
-from onnxprune.kernels import is_flat_order, slice_arguments
 from onnxprune.rules.registry import rules
 
 Moved = list[tuple[IntArray, Sequence[int]]]
@@ -64,179 +63,80 @@ def transpose(flow: Flow, node: Node) -> None:
     flow.put(0, [f.moved(f.ids.transpose(perm), place) for f in flow.fields(0)])
 
 
-@rules.on("Slice")
-def slice_(flow: Flow, node: Node) -> None:
-    """A range of an axis stays."""
-    shape = flow.shape(node.inputs[0]) or ()
-    operands = [None, *(flow.value(i) for i in range(1, 5))]
-    if any(v is None and node.input(i) for i, v in enumerate(operands) if i):
-        split_held(flow, flow.fields(0), range(len(shape)), f"{flow.where()}: bounds are computed")
-        return
-    fixed = all(same_at_both(flow, i) for i in range(1, 5))
-    fields = list(flow.fields(0))
-    for axis, start, end, step in slice_arguments(node, operands, len(shape)):
-        chosen = range(shape[axis])[_python_slice(start, end, step, shape[axis])]
-        whole = len(chosen) == shape[axis] and step == 1
-        if whole and all(n == m for n, m in zip(*_lengths(flow, node, axis), strict=True)):
-            continue
-        if not fixed or not is_static(flow, node.inputs[0], axis):
-            fields = split_held(flow, fields, [axis], f"{flow.where()}: bounds are computed")
-        fields = [_select(flow, f, axis, np.array(chosen, np.int64), step == 1) for f in fields]
-    settle_all(flow, 0, [(f.ids, [f.thin]) for f in fields])
-
-
-def _lengths(flow: Flow, node: Node, axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    (a, b), (c, d) = flow.shapes(node.inputs[0]), flow.shapes(node.outputs[0])
-    return (a[axis], b[axis]), (c[axis], d[axis])
-
-
-def _python_slice(start: int, end: int, step: int, length: int) -> slice:
-    return slice(start, None if step < 0 and end < -length else end, step)
-
-
-def _select(flow: Flow, field: Field, axis: int, chosen: IntArray, is_range: bool) -> Field:
-    """Take positions of an axis; on a thinned axis rows must agree unless it is a range."""
-    if axis not in field.axes:
-        return field
-    hold_single(flow, field, axis, chosen)
-    if axis == field.thin and len(field.axes) > 1 and not is_range:
-        # Rows keep different positions: one index list cannot name them all.
-        field = flow.tie_along(field, field.rows) or field
-    if axis == field.thin and is_range and len(chosen):
-        flow.sever(field, int(chosen[0]))
-        flow.sever(field, int(chosen[-1]) + 1)
-    ids = field.ids.take(chosen, axis=axis)
-    if axis == field.thin and len(set(np.ravel(chosen).tolist())) < field.ids.shape[axis]:
-        flow.part(ids)
-    return Field(ids, field.axes, field.thin)
-
-
-def hold_single(flow: Flow, field: Field, axis: int, chosen: IntArray) -> None:
-    """The only position of an axis cannot go: nothing would be left of the axis."""
-    if np.size(chosen) == 1 and axis == field.thin:
-        only = Field(field.ids.take(np.ravel(chosen), axis=axis), field.axes, field.thin)
-        flow.pin([only], f"{flow.where()} picks this position alone")
-
-
-@rules.on("Split")
-def split(flow: Flow, node: Node) -> None:
-    """Ranges of an axis go to one output each."""
-    axis = int(node.attr("axis", 0)) % len(flow.shape(node.inputs[0]) or (1,))
-    start = 0
-    for output, name in enumerate(node.outputs):
-        length = (flow.shape(name) or ())[axis] if name else 0
-        chosen = np.arange(start, start + length)
-        start += length
-        if name:
-            moved = [_select(flow, f, axis, chosen, True) for f in flow.fields(0)]
-            settle_all(flow, output, [(f.ids, [f.thin]) for f in moved])
-
-
-@rules.on("Gather")
-def gather(flow: Flow, node: Node) -> None:
-    """Positions picked by constant indices; an axis picked by data is held."""
-    data, where = flow.shape(node.inputs[0]) or (), flow.shape(node.inputs[1]) or ()
-    axis = int(node.attr("axis", 0)) % len(data)
-    indices = flow.value(1)
-    fields = flow.fields(0)
-    if _is_reshape(flow, node):
-        pairs = shape_pairs(flow, node.inputs[0], node.outputs[0])
-        flow.put(0, flow.reshape(node.outputs[0], fields, pairs))
-        return
-    if indices is None or not same_at_both(flow, 1):
-        fields = tuple(split_held(flow, fields, [axis], f"{flow.where()}: rows picked by data"))
-        indices = None
-        flow.pin(flow.fields(1), f"{flow.where()}: used as indices")
-    settle_all(flow, 0, [_gathered(flow, f, axis, indices, len(where)) for f in fields])
-
-
-def _is_reshape(flow: Flow, node: Node) -> bool:
-    """True for computed indices that are every position in turn, at both sizes."""
-    name, shapes = node.inputs[1], flow.shapes(node.inputs[0])
-    known = (flow.first.value.get(name), flow.second.value.get(name))
-    return all(v is not None and is_flat_order(v, s) for v, s in zip(known, shapes, strict=True))
-
-
-def _gathered(
-    flow: Flow, field: Field, axis: int, indices: IntArray | None, rank: int
-) -> tuple[IntArray, list[int]]:
-    """Identities after a Gather, and where the thinned axis went."""
-    thin = field.thin + (rank - 1) * (field.thin > axis)
-    if axis not in field.axes or indices is None:
-        ids = field.ids.squeeze(axis)
-        return np.expand_dims(ids, tuple(range(axis, axis + rank))), [thin]
-    chosen = np.asarray(indices, np.int64) % field.ids.shape[axis]
-    ids = _select(flow, field, axis, chosen.ravel(), False).ids
-    return ids.reshape(*ids.shape[:axis], *chosen.shape, *ids.shape[axis + 1 :]), [thin]
-
-
 @rules.on("Concat")
 def concat(flow: Flow, node: Node) -> None:
     """Inputs follow each other along an axis; along the others they are the same channels."""
     rank = len(flow.shape(node.outputs[0]) or ())
     axis = int(node.attr("axis", 1)) % rank
     inputs = [tuple(flow.fields(i)) for i in range(len(node.inputs))]
-    lengths = [(flow.shape(n) or ())[axis] for n in node.inputs]
-    across = _tie_across(flow, node, inputs, axis)
-    joined = _join(flow, inputs, lengths, axis, rank)
+    on = [[f for f in fields if axis in f.axes] for fields in inputs]
+    off = [[f for f in fields if axis not in f.axes] for fields in inputs]
+    joined = _join(flow, on, off, axis)
+    across = _tie_across(flow, node, on, off, axis)
     settle_all(flow, 0, [(f.ids, [f.thin]) for f in [*joined, *across]])
 
 
 def _tie_across(
-    flow: Flow, node: Node, inputs: Sequence[tuple[Field, ...]], axis: int
+    flow: Flow, node: Node, on: list[list[Field]], off: list[list[Field]], axis: int
 ) -> list[Field]:
     """Fields off the concatenated axis: equal in all inputs, or held."""
-    rank = len(flow.shape(node.outputs[0]) or ())
-    kept: list[Field] = []
-    for other in range(rank):
+    for other in range(len(flow.shape(node.outputs[0]) or ())):
         if other == axis or not flow.spans(node.outputs[0], other):
             continue
-        own = [[f for f in fields if other in f.axes] for fields in inputs]
+        own = [[f for f in (*a, *b) if other in f.axes] for a, b in zip(on, off, strict=True)]
         if any(not fields for fields in own):
             everything = [f for fields in own for f in fields]
             missing = next(i for i, fields in enumerate(own) if not fields)
             flow.pin(everything, f"lined up with `{node.inputs[missing]}` by {flow.where()}")
-    off = [[f for f in fields if axis not in f.axes] for fields in inputs]
+    kept: list[Field] = []
     for one in off[0]:
         partners = [next((f for f in fields if f.axes == one.axes), None) for fields in off[1:]]
         if all(p is not None for p in partners):
             for partner in partners:
                 flow.equal(one.ids, partner.ids)  # type: ignore[union-attr]
             kept.append(one)
+    alone = [f for fields in off for f in fields if all(f.axes != k.axes for k in kept)]
+    flow.pin(alone, f"lined up with several axes by {flow.where()}")
     return kept
 
 
-def _join(
-    flow: Flow, inputs: Sequence[tuple[Field, ...]], lengths: Sequence[int], axis: int, rank: int
-) -> list[Field]:
-    """Fields along the concatenated axis, one after the other."""
-    on = [[f for f in fields if axis in f.axes] for fields in inputs]
+def _join(flow: Flow, on: list[list[Field]], off: list[list[Field]], axis: int) -> list[Field]:
+    """Fields along the concatenated axis, one after the other.
+
+    An input that has channels on the other axes alone has the same ones at each of its positions.
+    """
     if not any(on):
         return []
     for fields in on:
         if len(fields) > 1:
             flow.pin(fields[1:], f"{flow.where()}: positions carry two kinds of identities")
-    first = next(f for fields in on for f in fields)
     pieces = []
-    for slot, (fields, length) in enumerate(zip(on, lengths, strict=True)):
-        pieces.append(fields[0] if fields else _fixed_piece(flow, slot, length, axis, rank))
+    around = sorted({a for fields in on for f in fields[:1] for a in f.axes} - {axis})
+    for slot, fields in enumerate(on):
+        shape = flow.shape(flow.node.inputs[slot]) or ()
+        same = [f for f in off[slot] if list(f.axes) == around]
+        if not fields and same:
+            off[slot].remove(same[0])
+            ids = np.repeat(same[0].ids, shape[axis], axis=axis)
+            fields = [Field(ids, tuple(sorted([axis, *around])), same[0].thin)]
+        pieces.append(fields[0] if fields else _fixed_piece(flow, slot, shape[axis], axis))
     axes = sorted({a for p in pieces for a in p.axes})
+    rank = pieces[0].ids.ndim
     whole = [max(p.ids.shape[a] for p in pieces) if a in axes else 1 for a in range(rank)]
     arrays = [
         np.broadcast_to(p.ids, [p.ids.shape[axis] if a == axis else n for a, n in enumerate(whole)])
         for p in pieces
     ]
-    thin = next((p.thin for p in pieces if len(p.axes) > 1), first.thin)
+    thin = next((p.thin for p in pieces if len(p.axes) > 1), axis)
     return [Field(np.concatenate(arrays, axis=axis), tuple(axes), thin)]
 
 
-def _fixed_piece(flow: Flow, slot: int, length: int, axis: int, rank: int) -> Field:
+def _fixed_piece(flow: Flow, slot: int, length: int, axis: int) -> Field:
     """Positions of an input that cannot shrink: they get identities, which are held."""
+    rank = len(flow.shape(flow.node.inputs[slot]) or ())
 
     def make() -> list[Field]:
-        shape = [1] * rank
-        shape[axis] = length
-        return [Field(flow.fresh(length).reshape(shape), (axis,), axis)]
+        return _plain(flow, axis, length, rank)
 
     [piece] = flow.source(f"held {slot}", make)
     name = flow.node.inputs[slot]
@@ -392,5 +292,3 @@ def grid_sample(flow: Flow, node: Node) -> None:
     """Batch and channels pass; the grid is held."""
     flow.pin(flow.fields(1), f"{flow.where()}: used as a grid")
     flow.put(0, flow.whole(flow.fields(0), [2, 3, 4], f"{flow.where()} resamples it"))
-
-

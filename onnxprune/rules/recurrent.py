@@ -41,6 +41,8 @@ def cell(flow: Flow, node: Node) -> None:
     units = max(kept, key=lambda f: (work.space.index("h") in f.axes, len(f.axes)), default=None)
     if units is not None and work.space.index("h") in units.axes:
         _recur(flow, node, place(units, work.space, ("d", None, "h")))
+        for direction in np.moveaxis(units.ids, work.space.index("d"), 0):
+            flow.part(direction)  # a cell has both of its directions
     elif not flow.is_weight(2):
         flow.pin(flow.fields(2), f"{flow.where()}: its units are held")
     sequence: Axes = ("n", None, "d", "h") if node.attr("layout", 0) else (None, "d", "n", "h")

@@ -68,7 +68,10 @@ def slice_(wiring: Wiring, node: Node) -> None:
             if len(rows) == 1:
                 wiring.replace_by_gather(node, axis, left)
             return
-        starts[i], ends[i] = _bounds(left, step, end, len(chosen) == shape[axis] - start)
+        if len(left):
+            starts[i], ends[i] = _bounds(left, step, end, len(chosen) == shape[axis] - start)
+        else:
+            starts[i] = ends[i] = len(kept)
     _set_bounds(wiring, node, starts, ends, operands)
 
 
@@ -81,8 +84,8 @@ def _is_progression(left: Ints, step: int) -> bool:
 
 
 def _bounds(left: Ints, step: int, end: int, open_ended: bool) -> tuple[int, int]:
-    start = int(left[0]) if len(left) else 0
-    stop = start + (len(left) - 1) * step + 1 if len(left) else start
+    start = int(left[0])
+    stop = start + (len(left) - 1) * step + 1
     return start, end if open_ended and end > (1 << 30) else stop
 
 

@@ -145,9 +145,9 @@ def plan_of(**weights: WeightEntry) -> PlanFile:
     return PlanFile({}, {}, (), 0, {}, cost, cost, 0, (), weights)
 
 
-def entry(*kept: int, axis: int = 0, origin: Origin | None = None, source: str = "w") -> WeightEntry:
+def entry(*kept: int, origin: Origin | None = None, source: str = "w") -> WeightEntry:
     """One take from a weight of shape [4, 6]; none where nothing is said."""
-    takes = (Take(axis, np.array(kept)),) if kept else ()
+    takes = (Take(0, np.array(kept)),) if kept else ()
     return WeightEntry(source, (4, 6), takes, origin)
 
 
@@ -195,6 +195,23 @@ def test_slices_of_one_tensor_are_cut_together() -> None:
     }
     made = cut_checkpoint(plan_of(**uses), {"w": W})
     assert np.array_equal(made.arrays["w"], W[[1, 2]])
+
+
+def test_what_no_layer_reads_stays() -> None:
+    """Rows of a tensor that the export left out are not the plan's to cut."""
+    first = {"op": "Slice", "axes": [0], "starts": [0], "ends": [2], "steps": [1]}
+    use = WeightEntry("q", (2, 6), (Take(0, np.array([1])),), Origin(("w",), (first,)))
+    made = cut_checkpoint(plan_of(q=use), {"w": W})
+    assert np.array_equal(made.arrays["w"], W[1:])
+
+
+def test_axes_go_back_where_they_were() -> None:
+    """A filter whose channels are last in the checkpoint, and second in the stored model."""
+    whole = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    turned = Origin(("w",), ({"op": "Transpose", "perm": [1, 2, 0]},))
+    use = WeightEntry("t", (4, 5, 3), (Take(0, np.array([0, 2])), Take(1, np.array([1]))), turned)
+    made = cut_checkpoint(plan_of(t=use), {"w": whole})
+    assert np.array_equal(made.arrays["w"], whole[:, [0, 2]][:, :, [1]])
 
 
 def test_a_new_order_is_kept() -> None:

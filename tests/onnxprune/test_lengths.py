@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def dims_of(*sizes: int, parents: list[int] | None = None) -> Dims:
     count = sum(sizes)
     parent = np.full(count, -1) if parents is None else np.array(parents)
     bounds = np.cumsum([0, *sizes])
-    parts = [np.arange(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [np.arange(a, b) for a, b in pairwise(bounds)]
     levels = [np.arange(1, n + 1)[:, None] for n in sizes]
     found = tuple(
         Dim(i, f"d{i}", (p,), levels[i], (int(parent[p[0]]),)) for i, p in enumerate(parts)

@@ -1,4 +1,4 @@
-"""The normalised form computes the same, keeps the interface, and loses nothing but what is idle."""
+"""The normalised form computes the same, keeps the interface, loses only what is idle."""
 
 from __future__ import annotations
 
@@ -246,7 +246,8 @@ def test_nothing_else_is_lost() -> None:
 
 def test_sequences_and_maps_survive() -> None:
     """What classifiers hand out: a sequence of maps."""
-    zipped = helper.make_node("ZipMap", ["r"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[1, 2])
+    labels = {"domain": "ai.onnx.ml", "classlabels_int64s": [1, 2]}
+    zipped = helper.make_node("ZipMap", ["r"], ["y"], **labels)
     model = small(
         [helper.make_node("Softmax", ["x"], ["r"]), zipped],
         {},

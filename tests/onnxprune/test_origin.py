@@ -25,7 +25,8 @@ def moved(b: Builder, value: str, shape: tuple[int, ...], kind: str, n: int) -> 
         perm = np.random.default_rng(n).permutation(len(shape)).tolist()
         return b.node("Transpose", value, perm=perm), tuple(shape[a] for a in perm)
     if kind == "Reshape":
-        return b.node("Reshape", value, b.ints(-1, shape[-1])), (int(np.prod(shape[:-1])), shape[-1])
+        flat = b.node("Reshape", value, b.ints(-1, shape[-1]))
+        return flat, (int(np.prod(shape[:-1])), shape[-1])
     axis = n % len(shape)
     size = shape[axis]
     if kind == "Concat":

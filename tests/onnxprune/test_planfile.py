@@ -153,6 +153,12 @@ def _entry(content: Document) -> Document:
     return next(d for d in content["dims"] if d["parts"][0]["kept"] is not None)
 
 
+def _kept(content: Document) -> list[int]:
+    """Positions of a part that keeps several."""
+    parts = (part["kept"] for dim in content["dims"] for part in dim["parts"])
+    return next(kept for kept in parts if kept is not None and len(kept) > 1)
+
+
 def _take(content: Document) -> Document:
     return next(w for w in content["weights"].values() if w["take"])["take"][0]
 
@@ -176,6 +182,20 @@ def test_a_plan_that_fits_no_dims_is_refused(spoil: Callable[[Document], Any]) -
         planfile.restore(parsed(content), case().dims)
 
 
+def _twice(content: Document, first: list[int], second: list[int]) -> None:
+    """Two takes from one axis."""
+    takes = [{"axis": 0, "kept": kept} for kept in (first, second)]
+    content["weights"] = {"w": {"source": "w", "shape": [4], "take": takes, "origin": None}}
+
+
+def test_takes_follow_each_other() -> None:
+    """The second counts over what the first left."""
+    content = document()
+    _twice(content, [1, 3], [1])
+    one, two = parsed(content).weights["w"].takes
+    assert two.apply(one.apply(np.arange(4))).tolist() == [3]
+
+
 BROKEN: dict[str, Callable[[Document], Any]] = {
     "another schema": lambda d: d.update(schema=2),
     "no schema": lambda d: d.pop("schema"),
@@ -192,8 +212,8 @@ BROKEN: dict[str, Callable[[Document], Any]] = {
     "sizes that are none": lambda d: d.update(sizes={"x": [1, -1]}),
     "Dims in an object": lambda d: d.update(dims={}),
     "a Dim twice": lambda d: d["dims"].append(d["dims"][0]),
-    "a position twice": lambda d: _entry(d)["parts"][0].update(kept=[0, 0]),
-    "positions that fall": lambda d: _entry(d)["parts"][0].update(kept=[1, 0]),
+    "a position twice": lambda d: _kept(d).__setitem__(0, _kept(d)[1]),
+    "positions that fall": lambda d: _kept(d).reverse(),
     "a negative position": lambda d: _entry(d)["parts"][0].update(kept=[-1]),
     "a position too high": lambda d: _entry(d)["parts"][0].update(kept=[10**6]),
     "other counts": lambda d: _entry(d).update(counts=[10**6]),
@@ -203,6 +223,7 @@ BROKEN: dict[str, Callable[[Document], Any]] = {
     "a take beyond 64 bits": lambda d: _take(d).update(kept=[10**30]),
     "a take twice": lambda d: _take(d).update(kept=[0, 0]),
     "a take of nothing": lambda d: _take(d).update(kept=[]),
+    "a take beyond what the one before left": lambda d: _twice(d, [0, 1], [2]),
     "a take of text": lambda d: _take(d).update(kept=["0"]),
     "nested positions without rows": lambda d: _take(d).update(kept=[[0]]),
     "an axis that is none": lambda d: _take(d).update(axis=9),

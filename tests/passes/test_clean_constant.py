@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto
 
 from tests.builder import Builder
-from tests.cleaning import Array, changed, cleaned, repository_model, shape
+from tests.cleaning import Array, changed, cleaned, repository_model, weights_of
 
 CLEAN = "clean-constant"
 IMAGE: dict[str, list[int | str]] = {"x": ["n", 3, 8, 8]}
@@ -32,13 +32,6 @@ def two_convs(dead: dict[int, float], **second: Any) -> ModelProto:
     x = b.node("Relu", normed(b, x, 6, dead))
     b.node("Conv", x, b.weight(4, 6, 3, 3), b.weight(4), **second)
     return b.model(IMAGE, {"v3": ["n", 4, "h", "w"]})
-
-
-def weights_of(state: Any, op: str) -> list[tuple[int, ...]]:
-    """Shapes of the weights of all nodes of a kind."""
-    stored = state.model.initializers
-    nodes = [n for n in state.model.nodes if n.op == op and n.inputs[1] in stored]
-    return [state.model.dims(n.inputs[1]) for n in nodes]
 
 
 def test_a_dead_scale_is_folded_into_the_next_bias() -> None:
