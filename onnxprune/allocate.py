@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -72,11 +72,11 @@ def _losses(planner: Planner) -> list[FloatArray]:
     """Loss at each allowed level of each open Dim: -log of the share of its score that stays.
 
     Shares that stay multiply along the depth of a net; the loss of a Dim grows beyond bounds as
-    it empties. Each node that reads a Dim loses that share: a residual stream is lost to every
-    block behind it. Measured without repair at 0.8 of the MACs on a small residual net: accuracy
-    0.946, without the number of readers 0.343, uniform widths 0.210.
+    it empties. Each node that reads a Dim loses that share of its input: a residual stream is lost
+    to every block behind it. Measured without repair at 0.8 of the MACs on a small residual net:
+    accuracy 0.946, without the number of readers 0.343, uniform widths 0.210.
     """
-    readers = _readers(planner.dims)
+    readers = readers_of(planner.dims)
     found = []
     for index, allowed in planner.open.items():
         dim = planner.dims.dims[index]
@@ -85,19 +85,24 @@ def _losses(planner: Planner) -> list[FloatArray]:
             falling = np.concatenate([[0.0], np.cumsum(-np.sort(-planner.scores[part]))])
             stays += falling[dim.levels[allowed, number]]
         share = np.maximum(stays / max(stays[-1], 1e-30), 1e-12)
-        found.append(-np.log(share) * max(readers[index], 1))
+        found.append(-np.log(share) * readers.get(index, 1.0))
     return found
 
 
-def _readers(dims: Dims) -> Counter[int]:
-    """How many nodes sum over channels of each Dim, by Dim index."""
-    pairs = {
-        (int(index), reader.key)
-        for reader in dims.ties.readers
-        if not reader.beside
-        for index in np.unique(dims.dim_of[dims.of[reader.field.ids]])
-    }
-    return Counter(index for index, _ in pairs)
+def readers_of(dims: Dims) -> dict[int, float]:
+    """How many nodes sum over channels of each Dim, by Dim index.
+
+    A node that reads several Dims side by side counts for each with its share of the sum.
+    """
+    shares: dict[int, dict[str, float]] = defaultdict(dict)
+    for reader in dims.ties.readers:
+        if reader.beside:
+            continue
+        found, times = np.unique(dims.dim_of[dims.of[reader.field.ids]], return_counts=True)
+        for index, part in zip(found.tolist(), (times / times.sum()).tolist(), strict=True):
+            known = shares[index]
+            known[reader.key] = max(known.get(reader.key, 0.0), part)
+    return {index: sum(known.values()) for index, known in shares.items()}
 
 
 def _keys(planner: Planner, lost: list[FloatArray], prices: FloatArray) -> FloatArray:

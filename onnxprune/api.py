@@ -19,6 +19,7 @@ from onnxprune.data import ImageOptions, Source
 from onnxprune.dims import Dims
 from onnxprune.errors import ToolDefect, UsageError, did_you_mean
 from onnxprune.gates import evaluate_gates
+from onnxprune.graph import Model
 from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
 from onnxprune.normalize import Normalized, normalize_with_origins
 from onnxprune.passes.cut_channels import CutChannels
@@ -50,10 +51,14 @@ class Result:
 
     content: dict[str, Any]
     """The JSON document."""
-    model: ModelProto | None = None
-    """The model that was made."""
+    made: Model | None = None
     plan: dict[str, Any] | None = None
     """The plan document."""
+
+    @property
+    def model(self) -> ModelProto | None:
+        """The model that was made, with its weights inside."""
+        return None if self.made is None else self.made.complete()
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def prune(
         "output": _shown(targets[0]) if targets else None,
         "plan": _shown(targets[1]) if targets and plan is not None else None,
     }
-    return Result(content, state.model.proto, planfile.document(plan) if plan else None)
+    return Result(content, state.model, planfile.document(plan) if plan else None)
 
 
 def inspect(
@@ -222,7 +227,7 @@ def apply(
     if out is not None:
         save(state.model, out, overwrite=overwrite)
     content = document.apply_document(state) | {"output": _shown(out)}
-    return Result(content, state.model.proto, planfile.document(written))
+    return Result(content, state.model, planfile.document(written))
 
 
 def normalize(
@@ -238,7 +243,7 @@ def normalize(
     state = _start(model, None, 0, progress)
     if out is not None:
         save(state.model, out, overwrite=overwrite)
-    return Result(document.normalize_document(state, _shown(out)), state.model.proto)
+    return Result(document.normalize_document(state, _shown(out)), state.model)
 
 
 def list_passes() -> Result:

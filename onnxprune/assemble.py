@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.compact import Take
 from onnxprune.graph import Model
 from onnxprune.shapes import Array
 from onnxprune.storage import copy_fields
+from onnxprune.store import described, put
 
 Taken = dict[str, tuple[str, list[Take]]]
 """For each initializer of the cut model: its source in the original, and the takes."""
@@ -18,8 +18,8 @@ Taken = dict[str, tuple[str, list[Take]]]
 
 def assemble(
     source: Model, nodes: Sequence[NodeProto], taken: Taken, fresh: Mapping[str, Array]
-) -> ModelProto:
-    """A new ModelProto of these nodes, with what they read of the source's weights.
+) -> Model:
+    """A new model of these nodes, with what they read of the source's weights.
 
     Args:
         fresh: new initializers: shape constants, frozen numbers.
@@ -29,12 +29,14 @@ def assemble(
     dropped = {"node", "initializer", "value_info", "input"}
     copy_fields(source.proto.graph, proto.graph, dropped)
     proto.graph.node.extend(nodes)
-    _add_weights(source, proto, taken)
+    cut = _add_weights(source, proto, taken)
     read = _read_by(source, proto)
     kept = {name: array for name, array in fresh.items() if name in read}
     proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in kept.items())
     _add_inputs(source, proto)
-    return proto
+    made = Model(proto, source.folder)
+    del cut  # the model holds them now
+    return made
 
 
 def _read_by(source: Model, proto: ModelProto) -> set[str]:
@@ -42,8 +44,12 @@ def _read_by(source: Model, proto: ModelProto) -> set[str]:
     return read | {info.name for info in proto.graph.output}
 
 
-def _add_weights(source: Model, proto: ModelProto, taken: Taken) -> None:
-    """Each weight once for each way in which it is taken, where something reads it."""
+def _add_weights(source: Model, proto: ModelProto, taken: Taken) -> list[Array]:
+    """Each weight once for each way in which it is taken, where something reads it.
+
+    Returns: arrays that the proto's stubs stand for.
+    """
+    apart: list[Array] = []
     read = _read_by(source, proto)
     by_source: dict[str, list[str]] = {}
     for new, (name, _) in taken.items():
@@ -51,26 +57,28 @@ def _add_weights(source: Model, proto: ModelProto, taken: Taken) -> None:
     for name, tensor in source.initializers.items():
         for new in by_source.get(name, ()):
             if new in read:
-                _add_weight(source, proto, new, tensor, taken[new][1])
+                apart += _add_weight(source, proto, new, tensor, taken[new][1])
         if name not in taken and (name in read or name not in source.consumers):
             proto.graph.initializer.append(tensor)
+    return apart
 
 
 def _add_weight(
-    source: Model, proto: ModelProto, new: str, tensor: TensorProto, found: Iterable[Take]
-) -> None:
+    source: Model, proto: ModelProto, new: str, tensor: TensorProto, found: Sequence[Take]
+) -> list[Array]:
     if not found:
         made = proto.graph.initializer.add()
         made.CopyFrom(tensor)
         made.name = new
-        return
+        return []
     array = source.array(tensor.name)
     for take in found:
         array = take.apply(array)
-    made = numpy_helper.from_array(np.ascontiguousarray(array), new)
-    made.data_type = tensor.data_type
-    made.doc_string = tensor.doc_string
+    like = described(tensor)
+    like.name = new
+    made, apart = put(array, like)
     proto.graph.initializer.append(made)
+    return [] if apart is None else [apart]
 
 
 def _add_inputs(source: Model, proto: ModelProto) -> None:

@@ -36,7 +36,7 @@ def join(ties: Ties) -> tuple[IntArray, IntArray]:
         shared = by_child[1:][by_child[1:, 1] == by_child[:-1, 1], 0], by_child[:-1][
             by_child[1:, 1] == by_child[:-1, 1], 0
         ]
-        merge = [np.stack(shared), stuck.T, _unsteady(ties, of)]
+        merge = [np.stack(shared), stuck.T, _unsteady(ties, of), _crossed(ties, of, linked)]
         if not any(m.size for m in merge):
             return of, linked[linked[:, 0] != linked[:, 1]]
         first = np.unique(of, return_index=True)[1]
@@ -59,6 +59,28 @@ def _unsteady(ties: Ties, of: IntArray) -> IntArray:
         if (np.diff(at) == 0).any():
             alike = np.broadcast_to(channels[0], channels.shape)
             found.append(np.stack([channels.ravel(), alike.ravel()]))
+    return np.concatenate(found, axis=1)
+
+
+def _crossed(ties: Ties, of: IntArray, links: IntArray) -> IntArray:
+    """Pairs of parents that must be one: rows on several axes go along one of these alone.
+
+    Queries, keys and values packed as (3, heads, size) lose the same heads, also where a layer
+    between scores and values mixes heads, so that those of values are others.
+    """
+    parent = np.full(int(of.max(initial=-1)) + 1, -1, np.int64)
+    parent[links[:, 1]] = links[:, 0]
+    found = [np.zeros((2, 0), np.int64)]
+    placed = [*ties.fields.values(), *(source.fields for source in ties.sources.values())]
+    for one in (f for fields in placed for f in fields if len(f.axes) > 2):
+        above = parent[of[one.ids.take(0, axis=one.thin)]]
+        varies = [a for a in range(above.ndim) if (np.diff(above, axis=a) != 0).any()]
+        if len(varies) > 1 and above.min() >= 0:
+            alike = above
+            for axis in varies[:-1]:
+                alike = alike.take([0], axis=axis)
+            alike = np.broadcast_to(alike, above.shape)
+            found.append(np.stack([above.ravel(), alike.ravel()]))
     return np.concatenate(found, axis=1)
 
 

@@ -9,17 +9,17 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-from onnx import numpy_helper
 
 from onnxprune.compact import Take
 from onnxprune.dims import BoolArray
 from onnxprune.errors import UsageError
 from onnxprune.fields import Shape
-from onnxprune.graph import Array, Model, needed_bytes
+from onnxprune.graph import Model, needed_bytes
 from onnxprune.normalize import stored_weights
 from onnxprune.origin import NoReplay, Origin
 from onnxprune.planrecord import PlanFile, WeightEntry
 from onnxprune.storage import check_target
+from onnxprune.store import Array, values
 from onnxprune.tensorfile import read_tensors, write_tensors
 
 # Axes in another order: convolutions of other frameworks have their channels last.
@@ -166,7 +166,7 @@ def _matches(
     for name in wanted:
         if name in found or name not in stored or needed_bytes(name, stored[name]) == 0:
             continue
-        equal = list(_equal(numpy_helper.to_array(stored[name]), left))
+        equal = list(_equal(values(stored[name]), left))
         if len({match.tensor for match in equal}) == 1:
             found[name] = equal[0]
     return found

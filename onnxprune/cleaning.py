@@ -208,13 +208,13 @@ class Edit:
 
     def model(self) -> Model:
         """The finished copy; weights that nothing reads any more are gone."""
-        proto = assemble(self.source, self.nodes, {}, self.arrays)
-        stored = proto.graph.initializer
+        made = assemble(self.source, self.nodes, {}, self.arrays)
+        stored = made.proto.graph.initializer
         stale = {n for n in self.arrays if n in self.source.initializers}
         first = [next(i for i, t in enumerate(stored) if t.name == n) for n in stale]
         for index in sorted(first, reverse=True):
             del stored[index]
-        return Model(proto, self.source.folder)
+        return Model(made.proto, self.source.folder)
 
 
 # --- the check ------------------------------------------------------------------------------------

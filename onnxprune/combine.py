@@ -19,6 +19,7 @@ from onnxprune.fields import (
     IntArray,
     Shape,
     along,
+    place,
     regroup,
     regroup_bounds,
     settle,
@@ -370,18 +371,6 @@ def combine(
     return [f for f in fields if f is not None]
 
 
-def place(one: Field, space: list[str], labels: Labels) -> Field:
-    """A field of the space on the axes of a tensor."""
-    index = {x: i for i, x in enumerate(space)}
-    order = [index.get(x) if x is not None else None for x in labels]
-    kept = [a for a in order if a is not None]
-    ids = one.ids.transpose(kept + [a for a in range(one.ids.ndim) if a not in kept])
-    lengths = iter(ids.shape)
-    seen = ids.reshape([1 if a is None else next(lengths) for a in order])
-    where = {a: i for i, a in enumerate(order) if a is not None}
-    return one.moved(seen, [where.get(a, 0) for a in range(one.ids.ndim)])
-
-
 def kinds(lifted: Sequence[Lifted]) -> list[Kind]:
     """What tells the fields of an operand apart: axes, and a number where several share them.
 
@@ -398,6 +387,8 @@ def kinds(lifted: Sequence[Lifted]) -> list[Kind]:
 
 def _without_repeats(lifted: Sequence[Lifted]) -> list[Field]:
     """Fields of one kind are tied already; a parent is implied by its joint field."""
-    first = {kind: x.field for x, kind in reversed(list(zip(lifted, kinds(lifted), strict=True)))}
-    kept = list(reversed(first.values()))
+    first: dict[Kind, Field] = {}
+    for kind, item in zip(kinds(lifted), lifted, strict=True):
+        first.setdefault(kind, item.field)
+    kept = list(first.values())
     return [f for f in kept if not any(set(f.axes) <= set(k.rows) for k in kept)]

@@ -238,10 +238,10 @@ class _Weights:
         """(parameters, bytes) of the initializers."""
         elements = self._table.values(lengths)
         for fork in self._forks:
-            seen = set[tuple[bytes, ...]]()
+            seen = set[tuple[tuple[tuple[int, ...], bytes], ...]]()
             for item, fields in fork:
                 masks = [alive[self._dims.of[f.ids]] for f in fields]
-                key = tuple(m.tobytes() for m in masks if not m.all())
+                key = tuple((m.shape, m.tobytes()) for m in masks if not m.all())
                 if key in seen:
                     elements[item] = 0
                 seen.add(key)

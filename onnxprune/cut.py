@@ -362,8 +362,8 @@ def cut(
     work = Cutter(model, dims, shapes, growers, rules, ~removed[dims.of], orders or {})
     for node in model.nodes:
         work.step(node)
-    proto = assemble(model, work.nodes, work.taken, work.fresh)
-    return Cut(Model(proto), growers[0].known, growers[1].known, work.taken)
+    made = assemble(model, work.nodes, work.taken, work.fresh)
+    return Cut(made, growers[0].known, growers[1].known, work.taken)
 
 
 def _copy(node: Node) -> NodeProto:

@@ -16,10 +16,10 @@ from onnx import (
     SparseTensorProto,
     TensorProto,
     TrainingInfoProto,
-    numpy_helper,
 )
 
 from onnxprune.graph import Model
+from onnxprune.wire import tensor_bytes
 
 # Messages that may hold tensors; others are small and hashed whole.
 _OPENED = (
@@ -50,7 +50,7 @@ def _feed(found: Any, message: Any) -> None:
     if isinstance(message, TensorProto):
         _feed_fields(found, message, skip=_VALUES)
         if message.data_type != TensorProto.STRING:
-            _feed_bytes(found, _raw(message))
+            _feed_bytes(found, tensor_bytes(message))
     elif isinstance(message, NodeProto) and not any(_is_large(a) for a in message.attribute):
         _feed_bytes(found, message.SerializeToString(deterministic=True))
     elif isinstance(message, _OPENED):
@@ -79,13 +79,6 @@ def _is_large(attribute: AttributeProto) -> bool:
     )
 
 
-def _raw(tensor: TensorProto) -> bytes:
-    if not tensor.HasField("raw_data"):
-        tensor = numpy_helper.from_array(numpy_helper.to_array(tensor))
-    raw: bytes = tensor.raw_data
-    return raw
-
-
-def _feed_bytes(found: Any, content: bytes) -> None:
+def _feed_bytes(found: Any, content: bytes | memoryview) -> None:
     found.update(str(len(content)).encode() + b";")
     found.update(content)

@@ -151,3 +151,15 @@ def thin_after(field: Field, blocks: list[tuple[int, int, int, int]]) -> list[in
         if i0 <= field.thin < i1:
             return list(range(j1 - 1, j0 - 1, -1))
     return []
+
+
+def place(one: Field, space: Sequence[str], labels: Sequence[str | None]) -> Field:
+    """A field of the space on the axes of a tensor."""
+    index = {x: i for i, x in enumerate(space)}
+    order = [index.get(x) if x is not None else None for x in labels]
+    kept = [a for a in order if a is not None]
+    ids = one.ids.transpose(kept + [a for a in range(one.ids.ndim) if a not in kept])
+    lengths = iter(ids.shape)
+    seen = ids.reshape([1 if a is None else next(lengths) for a in order])
+    where = {a: i for i, a in enumerate(order) if a is not None}
+    return one.moved(seen, [where.get(a, 0) for a in range(one.ids.ndim)])

@@ -22,6 +22,8 @@ from onnx import (
     numpy_helper,
 )
 
+from onnxprune.store import values
+
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 # Integer attributes that name an element type.
@@ -82,7 +84,7 @@ def _widen_graph(graph: GraphProto) -> None:
 def _widen(tensor: TensorProto) -> None:
     if tensor.data_type not in HALVES:
         return
-    array = numpy_helper.to_array(tensor).astype(np.float32)
+    array = values(tensor).astype(np.float32)
     made = numpy_helper.from_array(array, tensor.name)
     made.doc_string = tensor.doc_string
     tensor.CopyFrom(made)
@@ -210,8 +212,8 @@ def _saturated(node: NodeProto, stored: Mapping[str, TensorProto]) -> list[NodeP
     out = node.output[0]
     if scale is None or zero is None or np.prod(scale.dims) > 1 or zero.data_type not in RANGES:
         return [_node("Identity", node.input[:1], out)]
-    width = float(numpy_helper.to_array(scale).ravel()[0])
-    at = float(numpy_helper.to_array(zero).ravel()[0])
+    width = float(values(scale).ravel()[0])
+    at = float(values(zero).ravel()[0])
     low, high = ((end - at) * width for end in RANGES[zero.data_type])
     return [
         _number(low, f"{out}_low"),

@@ -20,8 +20,9 @@ from onnx import (
 
 from onnxprune.draft import SHAPE_BYTES, Draft, stub
 from onnxprune.errors import PruneError
-from onnxprune.graph import BITS, Array, Node, bodies, needed_bytes, plain_domain
+from onnxprune.graph import BITS, Node, bodies, needed_bytes, plain_domain
 from onnxprune.origin import Origin, trace
+from onnxprune.store import Array, values
 
 # A value on the way to a result may be so large, or twice what it is made of.
 LARGE_BYTES = 2**20
@@ -282,7 +283,7 @@ def _origins(
         tensor = kept.get(name) or draft.weights.get(name)
         if tensor is None or needed_bytes(name, tensor) > SHAPE_BYTES:
             return None
-        return [int(n) for n in numpy_helper.to_array(tensor).ravel()]
+        return [int(n) for n in values(tensor).ravel()]
 
     for proto in nodes:
         node = Node(proto, -1)

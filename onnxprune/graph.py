@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 from onnx import (
     AttributeProto,
     FunctionProto,
@@ -24,21 +23,11 @@ from onnx import (
 )
 
 from onnxprune.errors import ModelError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from onnxprune.store import Array, arrays, complete, values
 
 # protobuf hands out bytes as copies. Small arrays are kept, larger ones live as long as they
 # are used: a second copy of every weight would double the memory of a model.
 KEPT_BYTES = 2**16
-# Exporters nest two or three bodies; a hostile file must not exhaust the stack.
-MAX_DEPTH = 24
-
-# An infinity that these read is a broken weight; elsewhere it is a mask or a bound.
-WEIGHT_READERS = frozenset(
-    """Conv ConvTranspose Gemm MatMul Einsum LSTM GRU RNN BatchNormalization
-    InstanceNormalization LayerNormalization GroupNormalization RMSNormalization
-    SimplifiedLayerNormalization SkipLayerNormalization""".split()
-)
 _ODD_BITS = {
     **dict.fromkeys(("INT2", "UINT2"), 2),
     **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
@@ -52,7 +41,7 @@ BITS = {
     for name, number in TensorProto.DataType.items()
     if name not in ("UNDEFINED", "STRING")
 }
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +110,10 @@ class Model:
 
     proto: ModelProto
     folder: Path | None = None  # of the file it came from
+
+    def __post_init__(self) -> None:
+        # What stubs stand for lives as long as a model that reads it.
+        self._weights = tuple(arrays(self.proto))
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -196,7 +189,7 @@ class Model:
         """The value of an initializer; read-only."""
         found = self._arrays.get(name)
         if found is None:
-            found = numpy_helper.to_array(self.initializers[name])
+            found = values(self.initializers[name])
             found.setflags(write=False)
             self._arrays[name] = found
             if found.nbytes <= KEPT_BYTES:
@@ -206,6 +199,10 @@ class Model:
     def dims(self, name: str) -> tuple[int, ...]:
         """The shape of an initializer."""
         return tuple(self.initializers[name].dims)
+
+    def complete(self) -> ModelProto:
+        """The proto with all weights inside."""
+        return complete(self.proto)
 
     @cached_property
     def _arrays(self) -> WeakValueDictionary[str, Array]:
@@ -293,94 +290,6 @@ def needed_bytes(name: str, tensor: TensorProto) -> int:
         raise ModelError(f"tensor `{name}` has the unknown type {tensor.data_type}")
     bits: int = math.prod(tensor.dims) * BITS[tensor.data_type]
     return (bits + 7) // 8
-
-
-def check(proto: ModelProto) -> None:
-    """Refuse what would be a riddle later: names, depth, sizes, broken weights.
-
-    Raises: ModelError: says what and where.
-    """
-    _check_names(proto.graph, [])
-    read_by: dict[str, str] = {}
-    for graph in all_graphs(proto.graph):
-        for node in graph.node:
-            if node.op_type in WEIGHT_READERS:
-                read_by.update(dict.fromkeys(node.input, f"`{node.name}` ({node.op_type})"))
-    for name, tensor in tensors(proto):
-        raw = _check_size(name or tensor.name, tensor)
-        if name and tensor.data_type in _FLOATS:
-            _check_finite(name, tensor, raw, read_by.get(name))
-
-
-def _check_names(graph: GraphProto, scopes: list[set[str]]) -> None:
-    """Each value is defined once, and each that is read is defined."""
-    if len(scopes) > MAX_DEPTH:
-        raise ModelError(f"bodies of If, Loop or Scan are nested deeper than {MAX_DEPTH} levels")
-    constants = [t.name for t in graph.initializer]
-    constants += [t.values.name for t in graph.sparse_initializer]
-    made = [name for node in graph.node for name in node.output if name]
-    given = {info.name for info in graph.input}
-    seen = given - set(constants)
-    for name in (*constants, *made):
-        if not isinstance(name, str):  # protobuf hands out bytes where the text is no UTF-8
-            raise ModelError(f"the name {name!r} is not text")
-        if name in seen:
-            raise ModelError(f"two values are named `{name}`", hint="export the model again")
-        seen.add(name)
-    scopes = [*scopes, seen | given]
-    for node in graph.node:
-        where = f"node `{node.name}` ({node.op_type})"
-        if not any(node.output):
-            raise ModelError("a node has no output", where=where)
-        for name in node.input:
-            if name and not any(name in scope for scope in scopes):
-                raise ModelError(f"nothing makes the value `{name}`", where=where)
-        for body in bodies(node):
-            _check_names(body, scopes)
-    for info in graph.output:
-        if not any(info.name in scope for scope in scopes):
-            raise ModelError(f"nothing makes the output `{info.name}`")
-
-
-def _check_size(name: str, tensor: TensorProto) -> bytes:
-    """The raw data, which must fit the shape.
-
-    Raises: ModelError: there is more or less of it.
-    """
-    needed = needed_bytes(name, tensor)
-    raw: bytes = tensor.raw_data
-    if tensor.HasField("raw_data"):
-        held, wanted, unit = len(raw), needed, "bytes"
-    else:
-        field = helper.tensor_dtype_to_field(tensor.data_type)
-        held, wanted, unit = len(getattr(tensor, field)), math.prod(tensor.dims), "values"
-        if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-            wanted *= 2
-        wanted = needed if BITS.get(tensor.data_type, 8) < 8 else wanted
-    if held != wanted:
-        raise ModelError(
-            f"tensor `{name}` holds {held} {unit}, its shape {list(tensor.dims)} needs {wanted}",
-            hint="export or download the model again",
-        )
-    return raw
-
-
-def _check_finite(name: str, tensor: TensorProto, raw: bytes, reader: str | None) -> None:
-    """Refuse a NaN in a weight, and an infinity where a sum or a norm reads it."""
-    if raw and tensor.data_type == TensorProto.FLOAT:
-        values: Array = np.frombuffer(raw, np.float32)
-    else:
-        values = numpy_helper.to_array(tensor)
-    with np.errstate(all="ignore"):
-        if np.isfinite(values.sum()):
-            return  # no NaN or infinity survives a sum
-    hint = "export the model again from an intact checkpoint"
-    where = f"read by {reader}" if reader else ""
-    # A single NaN that no weight's reader reads is a fill value.
-    if np.isnan(values).any() and (reader or values.size > 1):
-        raise ModelError(f"weight `{name}` holds NaN", where=where, hint=hint)
-    if reader and np.isinf(values).any():
-        raise ModelError(f"weight `{name}` holds infinite values", where=where, hint=hint)
 
 
 def _value(attribute: AttributeProto) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 from zlib import crc32
 
@@ -134,16 +135,17 @@ def on_axes(one: Known, axes: Sequence[int], shape: Sequence[int], name: str) ->
     for axis in axes:
         one = one.spread(axis, shape[axis])
     places = range(len(axes))
-    count = int(np.prod([shape[a] for a in axes]))
+    rest = [n for a, n in enumerate(one.kind.shape) if a not in axes]
+    table = (prod(shape[a] for a in axes), prod(rest))
     factors = np.broadcast_to(one.factor, one.kind.shape)
-    kind = np.moveaxis(one.kind, axes, places).reshape(count, -1)
-    factor = np.moveaxis(factors, axes, places).reshape(count, -1)
+    kind = np.moveaxis(one.kind, axes, places).reshape(table)
+    factor = np.moveaxis(factors, axes, places).reshape(table)
     if kind.shape[1] == 1:
         return Known(kind[:, 0], factor[:, 0])
     even = (factor[:, :1] == factor).all(axis=1)
     constants = even & (kind == 0).all(axis=1)
     alike = even & (kind != 0).all(axis=1)
-    made = np.where(alike, mix(*kind.T), fresh(f"{name} along {axes}", (count,)).kind)
+    made = np.where(alike, mix(*kind.T), fresh(f"{name} along {axes}", table[:1]).kind)
     made = np.where(constants, np.uint64(0), made)
     return Known(made, np.where(constants | alike, factor[:, 0], 1.0))
 

@@ -25,6 +25,7 @@ from onnxprune.fold import fold
 from onnxprune.graph import Model, Node, bodies, free_names, plain_domain
 from onnxprune.origin import Origin
 from onnxprune.storage import copy_fields, without_weights
+from onnxprune.store import values
 
 _VALUES: dict[str, type[np.generic]] = {"value_float": np.float32, "value_floats": np.float32}
 _VALUES |= {"value_int": np.int64, "value_ints": np.int64}
@@ -199,7 +200,7 @@ def _is_idle(draft: Draft, node: NodeProto, read: set[str]) -> bool:
     mode = node.input[2] if len(node.input) > 2 else ""
     if mode and mode not in draft.constants():
         return False
-    return not mode or not numpy_helper.to_array(draft.weights[mode]).any()
+    return not mode or not values(draft.weights[mode]).any()
 
 
 def _rewired(node: NodeProto, inputs: dict[str, str], outputs: dict[str, str]) -> NodeProto:

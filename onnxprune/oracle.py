@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -23,6 +24,7 @@ from onnxprune.rules.quant import ZERO_POINTS
 from onnxprune.runtime import Session, session
 from onnxprune.shapes import Array, Shape
 from onnxprune.storage import copy_fields
+from onnxprune.store import values
 from onnxprune.ties import Reader
 
 # Outputs smaller than this are compared absolutely.
@@ -103,7 +105,7 @@ def _as_long(proto: ModelProto, name: str, mask: Array, new: str) -> str:
         proto.graph.initializer.append(numpy_helper.from_array(array, f"{new}{suffix}"))
         return f"{new}{suffix}"
 
-    def node(op: str, *inputs: str, **more: int) -> str:
+    def node(op: str, *inputs: str, **more: Any) -> str:
         out = f"{new}_{op}"
         proto.graph.node.append(helper.make_node(op, inputs, [out], name=out, **more))
         return out
@@ -137,7 +139,7 @@ def _stored(model: Model, proto: ModelProto, name: str) -> Array | None:
     if name in model.producer or name in model.input_names:
         return None
     made = next((t for t in proto.graph.initializer if t.name == name), None)
-    return None if made is None else numpy_helper.to_array(made)
+    return None if made is None else values(made)
 
 
 def _zero(model: Model, node: NodeProto, slot: int, rank: int) -> Array | int:

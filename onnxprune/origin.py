@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.graph import Array, Node
+from onnxprune.graph import Node
+from onnxprune.store import Array
 
 Step = Mapping[str, Any]
 """Ready for JSON: `op`, and what it was done with."""

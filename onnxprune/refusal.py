@@ -60,6 +60,8 @@ def impossible(cost: CostModel, limits: Limits, open_dims: Collection[int], leas
     hint = f"raise the budget to {ceil(ratios[name] * 100 - 1e-9) / 100:.2f}"
     if ratios[name] >= 1 and not soft:
         hint = "`onnxprune inspect MODEL` lists what could be cut, and why the rest cannot"
+    if (limits.multiple or 1) > 1:
+        hint += f", or ask for a multiple below {limits.multiple}"
     if soft and not limits.approximate:
         dims = "Dim" if len(soft) == 1 else "Dims"
         hint += f", or allow the {len(soft)} approximate {dims} with --approximate"

@@ -6,18 +6,19 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxprune.errors import ModelError, PruneError, UsageError, did_you_mean
 from onnxprune.feeds import Array, Spec, seeded_inputs
-from onnxprune.graph import read_names
+from onnxprune.graph import needed_bytes, read_names
+from onnxprune.store import completed, described, held, values
 
 __all__ = [
     "Array",
@@ -261,7 +262,9 @@ def _source(ort: Any, model: ModelProto | str | Path) -> tuple[str | bytes, list
     """What a session loads: a path or bytes, and the weights handed over beside them."""
     if not isinstance(model, ModelProto):
         return str(model), [], []
-    outside = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    initializers = model.graph.initializer
+    outside = [t.name for t in initializers if t.data_location == TensorProto.EXTERNAL
+               and held(t) is None]  # fmt: skip
     if outside:
         raise ModelError(
             "the model's weights lie in another file",
@@ -270,14 +273,13 @@ def _source(ort: Any, model: ModelProto | str | Path) -> tuple[str | bytes, list
         )
     # ONNX Runtime drops what nobody reads, and then does not know the name that is handed over.
     read = read_names(model.graph)
-    large = [t for t in model.graph.initializer if t.name in read and _is_handed_over(t)]
-    arrays = [numpy_helper.to_array(t) for t in large]
-    if sum(a.nbytes for a in arrays) < SKELETON_BYTES:
-        large = arrays = []
-    values = [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays]
-    names = [t.name for t in large]
+    apart = {t.name: values(t) for t in initializers if t.name in read and held(t) is not None}
+    inline = [t for t in initializers if t.name in read - apart.keys() and _is_handed_over(t)]
+    if sum(needed_bytes(t.name, t) for t in inline) >= SKELETON_BYTES:
+        apart |= {t.name: values(t) for t in inline}
+    handed = [ort.OrtValue.ortvalue_from_numpy(array) for array in apart.values()]
     try:
-        return _skeleton(model, set(names)).SerializeToString(), names, values
+        return _skeleton(model, apart.keys()).SerializeToString(), list(apart), handed
     except Exception as error:  # protobuf's own EncodeError, by implementation
         raise ModelError(
             f"the model cannot be handed to ONNX Runtime: {_short(error)}",
@@ -290,20 +292,21 @@ def _is_handed_over(tensor: TensorProto) -> bool:
     return tensor.data_type in _HANDED_OVER and elements >= WEIGHT_ELEMENTS
 
 
-def _skeleton(model: ModelProto, names: set[str]) -> ModelProto:
+def _skeleton(model: ModelProto, names: Collection[str]) -> ModelProto:
     """The model with the named initializers said to lie elsewhere; the model if there are none."""
-    if not names:
+    if not names and not any(t.data_location for t in model.graph.initializer):
         return model
     made, graph = ModelProto(), GraphProto()
     _copy_fields(model, made, skip="graph")
     _copy_fields(model.graph, graph, skip="initializer")
     for tensor in model.graph.initializer:
         if tensor.name not in names:
-            graph.initializer.append(tensor)
+            graph.initializer.append(completed(tensor))
             continue
-        stub = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub = described(tensor)
         stub.data_location = TensorProto.EXTERNAL
         stub.external_data.add(key="location", value="in-memory")
+        graph.initializer.append(stub)
     made.graph.CopyFrom(graph)
     return made
 

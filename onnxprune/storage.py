@@ -15,19 +15,19 @@ from google.protobuf.message import (  # type: ignore[import-untyped, unused-ign
     DecodeError,
     EncodeError,
 )
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
+from onnxprune.checks import check
 from onnxprune.errors import FileError, ModelError
-from onnxprune.graph import Model, check, needed_bytes, tensors
+from onnxprune.graph import Model, needed_bytes, tensors
+from onnxprune.store import INLINE_BYTES, Array, described, held, put
+from onnxprune.wire import read_model, tensor_bytes, write_model
 
 # protobuf's own limit is 2 GiB; some room is left for nodes and names.
 LIMIT_BYTES = 2**31 - 2**26
-# Shapes and scalars stay where a reader of the graph finds them.
-INLINE_BYTES = 1024
 # Memory maps of single weights start at page boundaries.
 ALIGNMENT = 4096
 
-_GRAPH_TAG = ModelProto.GRAPH_FIELD_NUMBER << 3 | 2
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -42,23 +42,34 @@ def load(source: str | Path | ModelProto, *, folder: str | Path | None = None) -
         FileError: the file is not there or may not be read.
         ModelError: it is no model, is cut short, or its weights are missing or broken.
     """
+    kept: list[Array] = []  # until the model holds them
     if isinstance(source, ModelProto):
         proto, base = source, Path(folder) if folder is not None else None
-        if any(t.data_location == TensorProto.EXTERNAL for _, t in tensors(source)):
+        if any(_is_elsewhere(t) for _, t in tensors(source)):
             proto = ModelProto()
             proto.CopyFrom(source)
     else:
-        proto, base = _read(Path(source)), Path(source).parent
+        proto, base = _read(Path(source), kept), Path(source).parent
     if not proto.HasField("graph"):
         raise ModelError("the model has no graph", hint="export it again")
     for name, tensor in tensors(proto):
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if _is_elsewhere(tensor):
             _load_external(name or tensor.name, tensor, base)
     check(proto)
     return Model(proto, base)
 
 
-def _read(path: Path) -> ModelProto:
+def _is_elsewhere(tensor: TensorProto) -> bool:
+    """True for a tensor whose values lie in a file."""
+    return tensor.data_location == TensorProto.EXTERNAL and held(tensor) is None
+
+
+def _read(path: Path, kept: list[Array]) -> ModelProto:
+    def keep(array: Array, like: TensorProto) -> TensorProto:
+        made, apart = put(array, like)
+        kept.extend([] if apart is None else [apart])
+        return made
+
     hint = "export or download it again"
     try:
         if path.is_dir():
@@ -73,8 +84,7 @@ def _read(path: Path) -> ModelProto:
                 raise ModelError(
                     "a Git LFS pointer is no model", where=str(path), hint="git lfs pull"
                 )
-            proto = ModelProto()
-            _merge(file, size, proto)
+            proto = read_model(file, size, keep)
     except OSError as error:
         raise FileError(f"cannot read the model: {_reason(error)}", where=str(path)) from error
     except ValueError as error:
@@ -83,53 +93,6 @@ def _read(path: Path) -> ModelProto:
         what = "this is no ONNX model, or it is cut short"
         raise ModelError(what, where=str(path), hint=hint) from error
     return proto
-
-
-def _merge(file: BinaryIO, end: int, target: Any) -> None:
-    """Parse record by record: a file that is parsed at once is in memory twice.
-
-    Raises: DecodeError: a record is broken or reaches past `end`.
-    """
-    start = file.tell()
-    while start < end:
-        tag = _varint(file)
-        if tag == _GRAPH_TAG and isinstance(target, ModelProto):
-            stop = _varint(file) + file.tell()
-            if stop > end:
-                raise DecodeError("the graph is cut short")
-            target.graph.SetInParent()
-            _merge(file, stop, target.graph)
-        else:
-            stop = _payload(file, tag & 7) + file.tell()
-            if stop > end:
-                raise DecodeError("a record is cut short")
-            file.seek(start)
-            target.MergeFromString(file.read(stop - start))
-        start = stop
-
-
-def _payload(file: BinaryIO, wire_type: int) -> int:
-    """Bytes that follow a tag."""
-    if wire_type == 2:
-        return _varint(file)
-    if wire_type == 0:
-        _varint(file)
-        return 0
-    if wire_type in (1, 5):
-        return 8 if wire_type == 1 else 4
-    raise DecodeError("unknown wire type")
-
-
-def _varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise DecodeError("a number is cut short")
 
 
 def _load_external(name: str, tensor: TensorProto, folder: Path | None) -> None:
@@ -308,10 +271,7 @@ def _stubs(moved: Iterable[TensorProto], location: str) -> Iterator[TensorProto]
     for tensor in moved:
         offset += -offset % ALIGNMENT
         length = needed_bytes(tensor.name, tensor)
-        stub = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        if tensor.HasField("doc_string"):
-            stub.doc_string = tensor.doc_string
-        stub.metadata_props.extend(tensor.metadata_props)
+        stub = described(tensor)
         stub.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             stub.external_data.add(key=key, value=str(value))
@@ -320,16 +280,13 @@ def _stubs(moved: Iterable[TensorProto], location: str) -> Iterator[TensorProto]
 
 
 def _write_proto(proto: ModelProto, file: BinaryIO) -> None:
-    file.write(proto.SerializeToString(deterministic=True))
+    write_model(file, proto, copy_fields)
 
 
 def _write_data(moved: Iterable[TensorProto], file: BinaryIO) -> None:
     for tensor in moved:
         file.write(bytes(-file.tell() % ALIGNMENT))
-        if tensor.HasField("raw_data"):
-            file.write(tensor.raw_data)
-        else:
-            file.write(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+        file.write(tensor_bytes(tensor))
 
 
 def _replace(writers: dict[Path, Callable[[BinaryIO], None]], overwrite: bool) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from onnxprune.errors import FileError, PruneError, UsageError
 from onnxprune.fields import Shape
-from onnxprune.graph import Array
 from onnxprune.storage import write_whole
+from onnxprune.store import Array
 from onnxprune.untrusted import Found, parse_json
 
 # The safetensors library's own limit.

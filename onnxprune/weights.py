@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, TensorProto, numpy_helper
+from onnx import GraphProto, TensorProto
 
 from onnxprune.graph import Model, Node, all_graphs
 from onnxprune.occurrences import follows_data
+from onnxprune.store import values
 from onnxprune.ties import Slot
 
 Array = npt.NDArray[Any]
@@ -99,7 +100,7 @@ def _is_learned(model: Model, name: str, tensor: TensorProto) -> bool:
 
 
 def _is_mask(tensor: TensorProto) -> bool:
-    array = numpy_helper.to_array(tensor)
+    array = values(tensor)
     if array.dtype.kind != "f" or not array.size:
         return False
     low = array <= MASKED

@@ -30,9 +30,7 @@ class ScoreBnScale(Analysis):
     def run(self, state: State) -> Scores:
         dims = state[Dims]
         touches = Touches(state.model, dims)
-        found = touches.gather(
-            np.abs, np.asarray, lambda t: touches.uses.is_norm_scale(t.slot)
-        )
+        found = touches.gather(np.abs, np.asarray, lambda t: touches.uses.is_norm_scale(t.slot))
         without = [d.name for d in dims.free if not found.seen[d.channels].any()]
         if without:
             named = ", ".join(f"`{name}`" for name in without[:3])

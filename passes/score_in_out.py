@@ -33,7 +33,7 @@ class ScoreInOut(Analysis):
         read = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and t.reads)
         # A channel without producers or readers among the weights counts by the other side.
         scores = np.where(made.seen, made.total, 1.0) * np.where(read.seen, read.total, 1.0)
-        scores = np.where(
-            made.seen | read.seen, scores, touches.magnitude(np.square, np.sqrt)
-        )
+        seen = made.seen | read.seen
+        if not seen.all():
+            scores = np.where(seen, scores, touches.magnitude(np.square, np.sqrt))
         return finish(dims, scores, self.name)

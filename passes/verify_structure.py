@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from onnx import ModelProto, TypeProto, ValueInfoProto, checker, helper, shape_inference
 
-from onnxprune import graph
+from onnxprune.checks import check as check_model
 from onnxprune.errors import ModelError
 from onnxprune.graph import Model, needed_bytes, plain_domain, tensors
 from onnxprune.manager import State, Verification
 from onnxprune.shapes import first_line
-from onnxprune.storage import INLINE_BYTES, LIMIT_BYTES, copy_fields
+from onnxprune.storage import LIMIT_BYTES, copy_fields
+from onnxprune.store import INLINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class VerifyStructure(Verification):
         original, candidate = state.original.model, state.model
         failures, notes = list(interface_changes(original, candidate)), []
         try:
-            graph.check(candidate.proto)
+            check_model(candidate.proto)
         except ModelError as error:
             failures.append(f"{error.what}{f' ({error.where})' if error.where else ''}")
         for name, check in CHECKS.items():

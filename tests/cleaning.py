@@ -31,7 +31,7 @@ def cleaned(proto: ModelProto, *names: str, warned: str = "") -> State:
     PassManager([make_pass(name) for name in ("find-dims", *names)]).run(state)
     assert all(warned and warned in text for text in state.warnings)
     assert [o.name for o in state.model.outputs] == [o.name for o in subject.model.outputs]
-    onnx.checker.check_model(state.model.proto, full_check=True)
+    onnx.checker.check_model(state.model.complete(), full_check=True)
     names = [t.name for t in state.model.proto.graph.initializer]
     assert len(names) == len(set(names))
     for shapes in (subject.sizes.first, subject.sizes.second):

@@ -14,7 +14,7 @@ import pytest
 import onnxprune
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = """errors graph storage digest feeds runtime floats origin draft fold normalize fields
+LAYERS = """errors store graph checks wire storage digest feeds runtime floats origin draft fold normalize fields
 ties kernels contrib shapes sizes flow combine rules balance channels dims occurrences weights scores
 terms lengths cost plan refusal planner allocate compact assemble cut proof untrusted
 planrecord planfile tensorfile checkpoint oracle known linear knowledge deduce_moves deduce liveness cleaning branches duplicates images dataset data metrics compare

@@ -9,12 +9,13 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.cost import is_weight, node_macs
+from onnxprune.cost import node_macs
 from onnxprune.dims import Dims
 from onnxprune.fields import Field
 from onnxprune.graph import Model
 from onnxprune.rules.registry import Rules
 from onnxprune.shapes import Shapes
+from onnxprune.weights import learned
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,7 @@ def shares(model: Model, dims: Dims, shapes: Shapes, rules: Rules) -> Shares:
 
 def weight_sizes(model: Model) -> dict[str, int]:
     """Elements of each learned weight that something reads."""
-    return {
-        name: prod(tensor.dims)
-        for name, tensor in model.initializers.items()
-        if is_weight(tensor) and name in model.consumers
-    }
+    return {name: prod(tensor.dims) for name, tensor in learned(model).items()}
 
 
 def weight_dims(model: Model, dims: Dims) -> dict[str, set[int]]:

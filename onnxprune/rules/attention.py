@@ -8,8 +8,8 @@ from math import prod, sqrt
 
 import numpy as np
 
-from onnxprune.combine import Combiner, Operand, Result, combine, place
-from onnxprune.fields import Field, IntArray, along
+from onnxprune.combine import Combiner, Operand, Result, combine
+from onnxprune.fields import Field, IntArray, along, place
 from onnxprune.flow import Flow
 from onnxprune.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules

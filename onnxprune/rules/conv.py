@@ -27,7 +27,7 @@ def conv(flow: Flow, node: Node) -> None:
     combine(flow, operands, Result(("n", "g", "o", *spatial), (y[0], *view_w[:2], *y[2:])))
 
 
-@rules.macs("Conv", "ConvInteger")
+@rules.macs("Conv", "ConvInteger", "DeformConv")
 def conv_macs(node: Node, shape_of: ShapeOf) -> int:
     """Output elements times the weights of one filter."""
     return prod(shape_of(node.outputs[0])) * prod(shape_of(node.inputs[1])[1:])

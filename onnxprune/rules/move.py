@@ -118,7 +118,7 @@ def _join(flow: Flow, on: list[list[Field]], off: list[list[Field]], axis: int) 
         if not fields and same:
             off[slot].remove(same[0])
             ids = np.repeat(same[0].ids, shape[axis], axis=axis)
-            fields = [Field(ids, tuple(sorted([axis, *around])), same[0].thin)]
+            fields = on[slot] = [Field(ids, tuple(sorted([axis, *around])), same[0].thin)]
         pieces.append(fields[0] if fields else _fixed_piece(flow, slot, shape[axis], axis))
     axes = sorted({a for p in pieces for a in p.axes})
     rank = pieces[0].ids.ndim

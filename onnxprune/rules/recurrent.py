@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.combine import Combiner, Operand, Result, place
-from onnxprune.fields import Field, IntArray
+from onnxprune.combine import Combiner, Operand, Result
+from onnxprune.fields import Field, IntArray, place
 from onnxprune.flow import Flow
 from onnxprune.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from onnxprune.allocate import ALLOCATORS, global_ranking, uniform
+from onnxprune.allocate import ALLOCATORS, global_ranking, readers_of, uniform
 from onnxprune.errors import BudgetError
 from onnxprune.plan import FLOOR_SHARE, Plan
 from onnxprune.planner import CLOSE, Planner
@@ -96,6 +96,16 @@ def test_a_dim_that_many_read_is_kept_longer() -> None:
     stream, *rest = shares(found, plan)
     # The stream meets six times the MACs of a branch; alone by cost it would go first.
     assert stream >= max(rest) - 0.2
+
+
+def test_a_node_counts_for_each_dim_with_its_share_of_the_sum() -> None:
+    """Of what lies side by side in front of a product, each part is a part of what it reads."""
+    b = Builder(0)
+    parts = [b.node("Relu", b.node("MatMul", "x", b.weight(3, n))) for n in (6, 18)]
+    y = b.node("MatMul", b.node("Concat", *parts, axis=1), b.weight(24, 2))
+    dims = flow_of(b.model({"x": ["n", 3]}, {y: ["n", 2]})).dims
+    readers = readers_of(dims)
+    assert {len(d.channels): readers[d.index] for d in dims.free} == {6: 0.25, 18: 0.75}
 
 
 @given(
@@ -187,6 +197,22 @@ def test_parents_and_their_rows_are_planned_together(allocate: Allocate) -> None
     for dim in found.dims.free:
         counts = {int(plan.alive[p].sum()) for p in dim.parts} - {0}
         assert len(counts) == 1
+
+
+@EACH
+def test_a_target_that_holds_as_it_is_needs_no_cut(allocate: Allocate) -> None:
+    """All of the MACs may stay, also where nothing could go."""
+    assert allocate(planner(chain(8, 8), targets={"macs": 1.0})).alive.all()
+    b = Builder(0)
+    y = b.node("MatMul", "x", b.weight(3, 4))
+    pinned = flow_of(b.model({"x": ["n", 3]}, {y: ["n", 4]}))
+    assert allocate(planner(pinned, targets={"macs": 1.0})).alive.all()
+
+
+def test_an_automatic_multiple_gives_way_to_the_floor() -> None:
+    """What kernels like is no reason to refuse a budget."""
+    plan = uniform(planner(chain(16, 16), targets={"macs": 0.05}))
+    assert plan.ratios["macs"] <= 0.05
 
 
 def test_close_means_close() -> None:

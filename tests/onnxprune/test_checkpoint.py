@@ -14,7 +14,7 @@ from onnxprune.checkpoint import apply_to_file, cut_checkpoint
 from onnxprune.compact import Take
 from onnxprune.cost import Cost
 from onnxprune.errors import FileError, UsageError
-from onnxprune.graph import Array
+from onnxprune.store import Array
 from onnxprune.normalize import stored_weights
 from onnxprune.origin import Origin
 from onnxprune.planfile import PlanFile

@@ -10,8 +10,11 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from onnxprune.cost import Cost, CostModel, model_cost, node_macs
+from onnxprune.dims import Dims
 from onnxprune.graph import Model
+from onnxprune.manager import PassManager, State, Subject
 from onnxprune.normalize import normalize
+from onnxprune.passes.find_dims import FindDims
 from onnxprune.rules import load_rules
 from onnxprune.sizes import choose
 from onnxprune.storage import load
@@ -147,7 +150,9 @@ def test_the_cost_of_a_plan_is_the_cost_of_the_cut_model(graph: str, seed: int) 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.parent.name)
 def test_the_cost_of_plans_of_shipped_models_is_exact(path: Path) -> None:
     """Exporters' graphs, with shapes that the graph computes, count as they will."""
-    found = flow_of(normalize(load(path)).proto)
+    state = State(subject := Subject(normalize(load(path))), subject, progress=lambda text: None)
+    PassManager([FindDims()]).run(state)
+    found = Followed(state.model, subject.sizes, subject.shapes, state[Dims])
     removed = random_removed(found.dims, 5, exact_only=False)
     assert_cost_was_known(found, removed, cut_at(found, removed))
 

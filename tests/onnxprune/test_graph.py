@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxprune.checks import MAX_DEPTH, check
 from onnxprune.errors import ModelError
 from onnxprune.graph import (
-    MAX_DEPTH,
     Model,
     Node,
     all_graphs,
-    check,
     free_names,
     needed_bytes,
     tensors,

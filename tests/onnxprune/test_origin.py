@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune.graph import Array
+from onnxprune.store import Array
 from onnxprune.normalize import normalize_with_origins, stored_weights
 from onnxprune.origin import NoReplay, Origin, parse
 from onnxprune.storage import load

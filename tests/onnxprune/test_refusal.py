@@ -35,6 +35,13 @@ def test_an_impossible_budget_says_what_is_possible(allocate: Allocate) -> None:
     assert allocate(planner(found, targets={"macs": 0.05})).ratios["macs"] <= 0.05
 
 
+def test_a_multiple_that_is_in_the_way_is_named() -> None:
+    """No Dim may have fewer than one multiple."""
+    with pytest.raises(BudgetError, match="the smallest plan keeps") as refused:
+        uniform(planner(chain(16), targets={"macs": 0.3}, multiple=8))
+    assert refused.value.hint == "raise the budget to 0.50, or ask for a multiple below 8"
+
+
 def test_approximate_dims_are_offered() -> None:
     """What only an exact plan cannot reach, the hint says how to reach."""
     found = chain(16, norm=True)

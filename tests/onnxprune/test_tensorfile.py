@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import FileError, UsageError
-from onnxprune.graph import Array
+from onnxprune.store import Array
 from onnxprune.tensorfile import read_tensors, write_tensors
 
 ARRAYS: dict[str, Array] = {

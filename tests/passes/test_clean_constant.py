@@ -260,7 +260,7 @@ def test_trained_models_with_silenced_filters(name: str) -> None:
     for node in model.nodes:
         slots = {"Conv": (1, 2), "BatchNormalization": (1, 2)}.get(node.op, ())
         edits |= {node.inputs[s]: zero(0, 2, 3) for s in slots if node.input(s)}
-    before = changed(model.proto, edits)
+    before = changed(model.complete(), edits)
     state = cleaned(before, CLEAN)
     if edits:
         assert state.subject.cost.params < state.start.cost.params

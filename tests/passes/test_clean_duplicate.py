@@ -206,7 +206,7 @@ def test_trained_models_with_repeated_filters(name: str) -> None:
     for node in model.nodes:
         slots = {"Conv": (1, 2), "BatchNormalization": (1, 2, 3, 4)}.get(node.op, ())
         edits |= {node.inputs[s]: repeat((3, 0), (5, 1)) for s in slots if node.input(s)}
-    state = cleaned(changed(model.proto, edits), CLEAN)
+    state = cleaned(changed(model.complete(), edits), CLEAN)
     assert state.subject.cost.params < state.start.cost.params
 
 

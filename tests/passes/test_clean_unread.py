@@ -222,5 +222,5 @@ def test_zeroed_readers_of_a_trained_model() -> None:
     def edit(array: Any) -> None:
         array[:, [0, 2]] = 0
 
-    state = cleaned(changed(model.proto, {n.inputs[1]: edit for n in convs}), CLEAN)
+    state = cleaned(changed(model.complete(), {n.inputs[1]: edit for n in convs}), CLEAN)
     assert state.subject.cost.params < state.start.cost.params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from onnxprune.cut import Cut
 from onnxprune.dims import Dims
@@ -70,6 +71,25 @@ def test_approximate_dims_are_left_out_of_what_the_oracle_sees() -> None:
     assert not alive[soft.channels].all()
     assert exact[soft.channels].all()
     assert (exact >= alive).all()
+
+
+def test_a_weight_that_a_body_reads_too_stays_whole_for_it() -> None:
+    """The main graph cuts a copy; what the body computes from the weight does not change."""
+    b = Builder(0)
+    w = b.weight(4, 8)
+    h = b.node("Relu", b.node("MatMul", "x", w))
+    out = b.node("MatMul", h, b.weight(8, 2))
+    info = helper.make_tensor_value_info("total", TensorProto.FLOAT, [])
+    node = helper.make_node("ReduceSum", [w], ["total"], keepdims=0)
+    body = helper.make_graph([node], "body", [], [info])
+    y = b.node("Add", out, b.node("If", "c", then_branch=body, else_branch=body))
+    net = b.model({"x": ["n", 4], "c": []}, {y: ["n", 2]}, types={"c": TensorProto.BOOL})
+    state = run(net, ScoreL2(), MakePlan(keep=((w, 3),)), CutChannels())
+    feeds = {"x": np.zeros((1, 4), np.float32), "c": np.array(True)}
+    assert state.model.initializers[w].dims == [4, 8]
+    np.testing.assert_allclose(
+        session(state.model.proto).run(feeds)[0], session(net).run(feeds)[0], rtol=1e-5
+    )
 
 
 def test_a_rule_that_forgets_a_tie_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
