@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from onnx import ModelProto
 
 from onnxprune import data as datasets
 from onnxprune import planfile
+from onnxprune.blame import blaming, refuse_crashes
 from onnxprune.checkpoint import apply_to_file
 from onnxprune.cut import Cut
 from onnxprune.data import ImageOptions, Source
@@ -43,6 +45,7 @@ from onnxprune.storage import check_target, load, save
 ModelSource = str | Path | ModelProto
 Progress = Callable[[str], None]
 Shapes = Mapping[str, Shape]
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,18 @@ class Result:
         return text.render(self.content)
 
 
+def blames_the_model(function: Command) -> Command:
+    """Make what a broken model causes an error about the model; it is the first argument."""
+
+    @wraps(function)
+    def guarded(model: Any, *args: Any, **given: Any) -> Any:
+        with blaming(model, given.get("custom_ops", ())):
+            return function(model, *args, **given)
+
+    return cast(Command, guarded)
+
+
+@blames_the_model
 def prune(
     model: ModelSource,
     out: str | Path | None = None,
@@ -142,6 +157,7 @@ def prune(
     return Result(content, state.model, planfile.document(plan) if plan else None)
 
 
+@blames_the_model
 def inspect(
     model: ModelSource,
     *,
@@ -230,6 +246,7 @@ def apply(
     return Result(content, state.model, planfile.document(written))
 
 
+@blames_the_model
 def normalize(
     model: ModelSource,
     out: str | Path | None = None,
@@ -308,6 +325,7 @@ def _start(
     report("load")
     begin = time.perf_counter()
     loaded = load(model)
+    refuse_crashes(loaded, model)
     loaded_at = time.perf_counter()
     report("normalize")
     found = normalize_with_origins(loaded)

@@ -20,7 +20,8 @@ Reasons = tuple[IntArray, list[str]]
 def join(ties: Ties) -> tuple[IntArray, IntArray]:
     """Channel of each identity, and (parent, child) links between channels.
 
-    Parents that share a child go together: each is gone exactly if the child's row is.
+    Parents that share a child go together: each is gone exactly if the child's row is. One that
+    has a single child is that child.
     """
     pairs = [np.stack(p).astype(np.int64) for p in ties.pairs]
     links = np.concatenate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper
@@ -28,6 +29,7 @@ def check(proto: ModelProto) -> None:
 
     Raises: ModelError: says what and where.
     """
+    _check_infos(proto)
     _check_names(proto.graph, [])
     read_by: dict[str, str] = {}
     for graph in all_graphs(proto.graph):
@@ -49,18 +51,16 @@ def _check_names(graph: GraphProto, scopes: list[set[str]]) -> None:
     made = [name for node in graph.node for name in node.output if name]
     given = {info.name for info in graph.input}
     seen = given - set(constants)
+    _check_texts((*constants, *made), "the name of a value")
     for name in (*constants, *made):
-        if not isinstance(name, str):  # protobuf hands out bytes where the text is no UTF-8
-            raise ModelError(f"the name {name!r} is not text")
         if name in seen:
             raise ModelError(f"two values are named `{name}`", hint="export the model again")
         seen.add(name)
     scopes = [*scopes, seen | given]
     for node in graph.node:
         where = f"node `{node.name}` ({node.op_type})"
-        for text in (node.op_type, node.domain, *node.input, *(a.name for a in node.attribute)):
-            if not isinstance(text, str):
-                raise ModelError(f"{text!r} is not text", where=where)
+        attributes = (a.name for a in node.attribute)
+        _check_texts((node.op_type, node.domain, node.name, *node.input, *attributes), where)
         if not any(node.output):
             raise ModelError("a node has no output", where=where)
         for name in node.input:
@@ -71,6 +71,20 @@ def _check_names(graph: GraphProto, scopes: list[set[str]]) -> None:
     for info in graph.output:
         if not any(info.name in scope for scope in scopes):
             raise ModelError(f"nothing makes the output `{info.name}`")
+
+
+def _check_texts(texts: Iterable[object], where: str) -> None:
+    """Refuse bytes that are no UTF-8, which protobuf hands out as they are."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ModelError(f"{text!r} is not text", where=where, hint="export the model again")
+
+
+def _check_infos(proto: ModelProto) -> None:
+    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        dims = info.type.tensor_type.shape.dim
+        _check_texts((info.name, *(d.dim_param for d in dims)), "a declared value")
+    _check_texts((o.domain for o in proto.opset_import), "an imported operator set")
 
 
 def _check_size(name: str, tensor: TensorProto) -> None:

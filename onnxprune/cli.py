@@ -151,7 +151,7 @@ COMPARISON = _options(
 @click.option("--target", multiple=True, metavar="COST=SHARE",
               help="Keep at most this share of macs, params or bytes.")  # fmt: skip
 @click.option("--score", help="How channels are ranked; `onnxprune passes` lists score-*.")
-@click.option("--allocate", type=click.Choice(["uniform", "global"]), default="uniform",
+@click.option("--allocate", type=click.Choice(["uniform", "global"]), default="global",
               show_default=True, help="How widths are shared out.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Cut exact Dims only.")
 @click.option("--approximate", is_flag=True,

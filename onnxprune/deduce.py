@@ -44,8 +44,6 @@ def deduce(model: Model, dims: Dims, shapes: tuple[Shapes, Shapes]) -> Knowledge
         rule = TABLE.get(node.op, _elementwise if node.op in found.elementwise else None)
         for name, known in zip(node.outputs, rule(found, node) if rule else (), strict=False):
             if name and known is not None:
-                assert all(n in (1, m) for n, m in zip(known.kind.shape, shapes[0].shape[name],
-                                                       strict=True)), (node.op,known.kind.shape,shapes[0].shape[name])
                 found.values[name] = tidy(known.kind, known.factor, name)
     return found
 
@@ -191,7 +189,7 @@ def _linear(k: Knowledge, node: Node) -> Sequence[Known | None]:
         return [None]
     k.linear[node.key] = view
     bias, weights = view.bias, view.weights
-    groups, outs, ins, taps = weights.shape; print("DBG",k.shape(node.inputs[0]),k.of(node.inputs[0]).kind.shape,k.model.dims(node.inputs[1]),weights.shape,x.kind.shape)
+    groups, outs, ins, taps = weights.shape
     fixed = np.where((x.kind == 0) & ((x.factor == 0) | (not view.padded)), x.factor, np.nan)
     silent = ~np.isnan(fixed).reshape(groups, 1, ins, 1)
     if silent.any():

@@ -201,35 +201,36 @@ class Flow:
         """Rows made of one axis end where the rows woven into it do."""
         length = after.ids.shape[after.thin]
         if len(before.axes) == 1 < len(after.axes):
-            for at in range(length, shape[before.thin], length):
-                self.sever(before, at)
+            self.sever(before, range(length, shape[before.thin], length))
 
-    def sever(self, one: Field, at: int) -> None:
-        """A range of the thinned axis ends here: so must each row that was woven into it.
+    def sever(self, one: Field, ends: Sequence[int]) -> None:
+        """Ranges of the thinned axis end here: so must each row that was woven into it.
 
-        Kept positions of woven rows alternate again after a cut, so the part before `at` holds as
-        many of each row as of the next, or one more.
+        Kept positions of woven rows alternate again after a cut, so the part before an end holds
+        as many of each row as of the next, or one more.
         """
-        if self.checker or not self.ties.weaves or not 0 < at < one.ids.shape[one.thin]:
+        length = one.ids.shape[one.thin]
+        inner = [at for at in ends if 0 < at < length]
+        if self.checker or not self.ties.weaves or not inner:
             return
-        for ids in np.moveaxis(one.ids, one.thin, -1).reshape(-1, one.ids.shape[one.thin]):
-            low, high = ids.min(), ids.max()
+        for ids in np.moveaxis(one.ids, one.thin, -1).reshape(-1, length):
+            low, high, order = ids.min(), ids.max(), np.argsort(ids, kind="stable")
             for rows in self.ties.weaves:
                 if rows.max() >= low and rows.min() <= high:
-                    self._sever(ids, rows, at)
+                    self._sever(ids, order, rows, inner)
 
-    def _sever(self, ids: IntArray, rows: IntArray, at: int) -> None:
-        order = np.argsort(ids, kind="stable")
+    def _sever(self, ids: IntArray, order: IntArray, rows: IntArray, ends: Sequence[int]) -> None:
         found = order[np.minimum(np.searchsorted(ids, rows, sorter=order), len(ids) - 1)]
         places = np.where(ids[found] == rows, found, -1)
         alternating = places.T[places.T >= 0]
         if not len(alternating) or (np.diff(alternating) <= 0).any():
             return  # not in this order here
-        there = [i for i, row in enumerate(places) if (row >= 0).any()]
-        ends = [int(np.max(np.flatnonzero((places[i] >= 0) & (places[i] < at)), initial=-1)) + 1
-                for i in there]  # fmt: skip
-        if any(ends):
-            self.ties.steps.append([rows[i, :end] for i, end in zip(there, ends, strict=True)])
+        there = np.flatnonzero((places >= 0).any(axis=1))
+        for at in ends:
+            before = (places[there] >= 0) & (places[there] < at)
+            counts = np.where(before, np.arange(1, rows.shape[1] + 1), 0).max(axis=1)
+            if counts.any():
+                self.ties.steps.append([rows[i, :n] for i, n in zip(there, counts, strict=True)])
 
     def _blocks(self, key: str, pairs: Sequence[tuple[Shape, Shape]]) -> Blocks:
         """The blocks of a reshape: after a cut those of the original, whose axes were longer."""

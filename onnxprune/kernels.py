@@ -216,6 +216,14 @@ def _reduce(node: Node, xs: list[Array | None]) -> list[Array]:
     return [np.asarray(fn(x, axis=axes, keepdims=bool(node.attr("keepdims", 1)))).astype(x.dtype)]
 
 
+@_kernel("OneHot")
+def _one_hot(node: Node, xs: list[Array | None]) -> list[Array]:
+    indices, depth, (off, on) = np.asarray(xs[0]), int(np.ravel(np.asarray(xs[1]))[0]), xs[2]  # type: ignore[misc]
+    axis = int(node.attr("axis", -1)) % (indices.ndim + 1)
+    hot = np.expand_dims(indices % depth, -1) == np.arange(depth)
+    return [np.moveaxis(np.where(hot, on, off), -1, axis).astype(np.asarray(xs[2]).dtype)]
+
+
 @_kernel("Trilu")
 def _trilu(node: Node, xs: list[Array | None]) -> list[Array]:
     k = int(np.asarray(xs[1])) if len(xs) > 1 and xs[1] is not None else 0

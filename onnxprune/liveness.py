@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.dims import BoolArray, Dims
 from onnxprune.fields import Field, IntArray
+from onnxprune.flow import FLOATS
 from onnxprune.graph import Model, Node
 from onnxprune.knowledge import Knowledge
 from onnxprune.known import Array
@@ -104,8 +105,10 @@ class _Search:
         Args:
             partly: weights that lead to dead channels count as zero.
         """
-        array, one = self.model.array(node.inputs[reader.slot]), reader.field
-        loud = self._recurs(node, reader)
+        name, one = node.inputs[reader.slot], reader.field
+        if self.model.initializers[name].data_type not in FLOATS or name in self.model.overridable:
+            return np.ones(one.ids.shape, np.bool_)  # a quantised zero may stand for a number
+        array, loud = self.model.array(name), self._recurs(node, reader)
         rows = self._rows(node, reader) if partly else []
         if not rows:
             return loud & _any_over(array, one.axes)
@@ -171,8 +174,14 @@ def find_live(known: Knowledge, *, uses_data: bool) -> BoolArray:
 
 
 def _held(dims: Dims) -> BoolArray:
-    """Channels that cannot go, or whose going is not the same as their silence."""
-    held = np.zeros(dims.count, np.bool_)
+    """Channels that cannot go, or whose going is not the same as their silence.
+
+    Nothing is known of a channel that no sum reads, unless it is a row of others.
+    """
+    held = np.ones(dims.count, np.bool_)
+    for reader in dims.ties.readers:
+        held[dims.of[reader.field.ids]] = False
+    held[list(dims.children)] = False
     for dim in dims.dims:
         if dim.pinned or not dim.is_exact:
             held[dim.channels] = True

@@ -23,7 +23,7 @@ class PruneOptions:
     """Share of the original's cost to keep at most, by name: macs, params, bytes."""
     score: str = DEFAULT_SCORE
     """A score pass, with or without `score-`; options in braces."""
-    allocate: str = "uniform"
+    allocate: str = "global"
     exact: bool = False
     """Cut exact Dims only, with data too."""
     approximate: bool = False

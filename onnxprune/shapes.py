@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import TensorProto, TypeProto, checker, defs, helper, numpy_helper, shape_inference
 
 from onnxprune import contrib
 from onnxprune.errors import ModelError
@@ -28,6 +28,12 @@ Shape = tuple[int, ...]
 KNOWN_LIMIT = 1 << 16
 # Above this an inferred size is taken for the mark of a broken or hostile model.
 SIZE_LIMIT = 1 << 40
+
+
+# What onnx's inference raises on nodes that are not valid.
+REFUSALS = (
+    shape_inference.InferenceError, checker.ValidationError, ValueError, RuntimeError, TypeError,
+)  # fmt: skip
 
 
 @dataclass
@@ -156,7 +162,7 @@ class Evaluator:
                     schema, node.proto, types, data, None, imports
                 )
             )
-        except (shape_inference.InferenceError, ValueError, RuntimeError, TypeError) as error:
+        except REFUSALS as error:
             raise ModelError(
                 f"shapes do not fit: {first_line(error)}", where=describe(node)
             ) from error

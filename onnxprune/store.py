@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Shapes and scalars stay where a reader of the graph finds them.
 INLINE_BYTES = 1024
-LOCATION = "in-memory"
+PREFIX = "in-memory-"
 KEPT_TYPES = frozenset(
     helper.np_dtype_to_tensor_dtype(np.dtype(name))
     for name in "float16 float32 float64 int8 uint8 int32 int64".split()
@@ -42,11 +42,10 @@ def put(array: Array, like: TensorProto) -> tuple[TensorProto, Array | None]:
         return made, None
     kept = np.ascontiguousarray(array)
     kept.setflags(write=False)
-    key = secrets.token_hex(16)  # no file can guess it
+    key = PREFIX + secrets.token_hex(16)  # no file can guess it
     _ARRAYS[key] = kept
     made.data_location = TensorProto.EXTERNAL
-    for name, value in (("location", LOCATION), ("key", key)):
-        made.external_data.add(key=name, value=value)
+    made.external_data.add(key="location", value=key)
     return made, kept
 
 
@@ -67,8 +66,8 @@ def held(tensor: TensorProto) -> Array | None:
     """The array behind a stub; None for a tensor that holds its values itself."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return _ARRAYS.get(entries.get("key", "")) if entries.get("location") == LOCATION else None
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    return _ARRAYS.get(location)
 
 
 def values(tensor: TensorProto) -> Array:

@@ -14,11 +14,12 @@ import pytest
 import onnxprune
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = """errors store graph checks wire storage digest feeds runtime floats origin draft fold normalize fields
-ties kernels contrib shapes sizes flow combine rules balance channels dims occurrences weights scores
-terms lengths cost plan refusal planner allocate compact assemble cut proof untrusted
-planrecord planfile tensorfile checkpoint oracle known linear knowledge deduce_moves deduce liveness cleaning branches duplicates images dataset data metrics compare
-latency manager trials outputs gates passes report api cli""".split()
+LAYERS = """errors store graph checks wire storage digest feeds runtime child floats origin draft fold normalize
+fields ties kernels contrib shapes valid sizes flow combine rules balance channels dims
+occurrences weights scores terms lengths cost plan refusal planner allocate compact assemble
+cut proof untrusted planrecord planfile tensorfile checkpoint oracle known linear knowledge
+deduce_moves deduce liveness cleaning branches duplicates images dataset data metrics compare
+latency manager trials outputs gates passes recipe report blame api cli""".split()
 # Their modules import each other; every other layer is one module.
 PACKAGES = ("rules", "passes", "report")
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "graph"}

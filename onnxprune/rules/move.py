@@ -268,7 +268,8 @@ def pixel_shuffle(flow: Flow, node: Node) -> None:
     else:
         view, perm, own = (n, c // block**2, block, block, h, w), (0, 1, 4, 2, 5, 3), 1
     key, shape, out = node.outputs[0], (n, c, h, w), flow.shape(node.outputs[0]) or ()
-    seen = flow.reshape(f"{key}/view", flow.fields(0), [(shape, view)])
+    still = [a for a in range(6) if a != own]
+    seen = flow.reshape(f"{key}/view", flow.fields(0), [(shape, view)], still)
     place = [perm.index(a) for a in range(6)]
     # Pixels cannot go alone; of a single channel there is nothing else.
     held = [f for f in seen if f is not None and f.thin != own]

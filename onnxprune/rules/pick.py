@@ -53,8 +53,7 @@ def _select(flow: Flow, field: Field, axis: int, chosen: IntArray, is_range: boo
         # Rows keep different positions: one index list cannot name them all.
         field = flow.tie_along(field, field.rows) or field
     if axis == field.thin and is_range and len(chosen):
-        flow.sever(field, int(chosen[0]))
-        flow.sever(field, int(chosen[-1]) + 1)
+        flow.sever(field, (int(chosen[0]), int(chosen[-1]) + 1))
     ids = field.ids.take(chosen, axis=axis)
     if len(set(np.ravel(chosen).tolist())) < field.ids.shape[axis]:
         flow.part(ids)
@@ -76,8 +75,9 @@ def _rows_alone(flow: Flow, field: Field) -> Field:
 
 def hold_single(flow: Flow, field: Field, axis: int, chosen: IntArray) -> None:
     """The only position of an axis cannot go: nothing would be left of the axis."""
-    if np.size(chosen) == 1 and axis == field.thin:
-        only = Field(field.ids.take(np.ravel(chosen), axis=axis), field.axes, field.thin)
+    single = np.unique(chosen)  # repeated or not
+    if len(single) == 1 and axis == field.thin:
+        only = Field(field.ids.take(single, axis=axis), field.axes, field.thin)
         flow.pin([only], f"{flow.where()} picks this position alone")
 
 

@@ -9,7 +9,7 @@ from onnx import ModelProto
 
 from onnxprune.balance import feasible_levels
 from tests.builder import Builder
-from tests.oracle import assert_cut_equals_mask, flow_of
+from tests.oracle import assert_cut_equals_mask
 
 seeds = st.integers(0, 1000)
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from onnxprune.checkpoint import apply_to_file, cut_checkpoint
 from onnxprune.compact import Take
 from onnxprune.cost import Cost
 from onnxprune.errors import FileError, UsageError
-from onnxprune.store import Array
 from onnxprune.normalize import stored_weights
 from onnxprune.origin import Origin
 from onnxprune.planfile import PlanFile
 from onnxprune.planrecord import WeightEntry
 from onnxprune.storage import load
+from onnxprune.store import Array, values
 from onnxprune.tensorfile import TensorFile, read_tensors, write_tensors
 from tests.builder import Builder
 from tests.planned import Planned, heads, planned
@@ -37,7 +37,7 @@ def case() -> Planned:
 def weights_of(found: Planned) -> dict[str, Array]:
     """What the file stores: the checkpoint the model was exported from."""
     stored = stored_weights(found.original)
-    return {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
+    return {name: values(tensor) for name, tensor in stored.items()}
 
 
 def rebuilt(found: Planned, cut: dict[str, Array]) -> dict[str, Array]:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from onnxprune.store import Array
 from onnxprune.normalize import normalize_with_origins, stored_weights
 from onnxprune.origin import NoReplay, Origin, parse
 from onnxprune.storage import load
+from onnxprune.store import Array
 from tests.builder import Builder
 
 SOURCE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)

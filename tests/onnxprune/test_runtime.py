@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxprune import runtime
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.feeds import Spec, seeded_inputs
-from onnxprune.runtime import provider_name, providers, refuse_doubled, session, try_in_child
+from onnxprune.runtime import provider_name, providers, refuse_doubled, session
 
 
 def build(
@@ -288,37 +288,3 @@ def test_specs_of_a_graph_tell_unknown_rank_from_scalars() -> None:
     assert Spec.of(make("a", TensorProto.FLOAT, None)).shape is None
     assert Spec.of(make("a", TensorProto.FLOAT, [])).shape == ()
     assert Spec.of(make("a", TensorProto.INT64, [-1, "n", 2, None])).shape == (None, "n", 2, None)
-
-
-def test_a_child_loads_and_runs_what_is_sound(tmp_path: Path) -> None:
-    """Sound files give no error, broken ones the reason."""
-    onnx.save(matmul(), tmp_path / "m.onnx")
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert try_in_child(tmp_path / "m.onnx") is None
-    assert "could not load" in (try_in_child(tmp_path / "broken.onnx") or "")
-    assert runtime.load_and_run(str(tmp_path / "m.onnx"), []) == ""
-    assert "could not load" in runtime.load_and_run(str(tmp_path / "broken.onnx"), [])
-
-
-def test_a_run_that_fails_cleanly_is_not_the_models_fault(tmp_path: Path) -> None:
-    """Sizes of dynamic axes are guesses: a window larger than the image fails, and loads."""
-    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[9, 9])
-    onnx.save(build([node], {}, [1, 1, "h", "w"]), tmp_path / "m.onnx")
-    assert runtime.load_and_run(str(tmp_path / "m.onnx"), []) == ""
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
-        ("import time; time.sleep(60)", "within 0.5 s"),
-        ("raise SystemExit('gone')", "exit code 1: gone"),
-        ("pass", "no message"),
-    ],
-)
-def test_a_crash_or_hang_of_the_child_becomes_words(
-    code: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever ends the child, the parent lives and says so."""
-    monkeypatch.setattr(runtime, "_CHILD", code)
-    assert message in (try_in_child("m.onnx", timeout_s=0.5 if "sleep" in code else 30) or "")

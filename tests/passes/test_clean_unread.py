@@ -113,6 +113,31 @@ def test_a_unit_that_feeds_back_stays() -> None:
     assert weights_of(state, "LSTM") == [(1, 16, 4)]
 
 
+def test_a_position_that_is_picked_alone_stays() -> None:
+    """What an index picks again and again is no channel any more, but it is read."""
+    b = Builder(13)
+    x = b.node("Conv", "x", b.weight(4, 3, 1, 1), b.weight(4))
+    x = b.node("Gather", x, b.ints(1, 1, 1), axis=1)
+    b.node("Conv", x, b.weight(4, 3, 1, 1))
+    state = cleaned(b.model(IMAGE, {"v2": ["n", 4, 8, 8]}), CLEAN)
+    assert state.model is state.start.model
+
+
+def test_quantised_zeros_are_numbers() -> None:
+    """With a zero point, stored zeros stand for another number: such weights are left alone."""
+    b = Builder(14)
+    x = b.node("Relu", b.node("MatMul", "x", b.weight(5, 6)))
+    x = b.node("QuantizeLinear", x, b.add(0.02), b.add(0, np.uint8))
+    w = b.rng.integers(1, 255, (6, 4))
+    w[2] = 0
+    operands = (b.add(0.02), b.add(0, np.uint8), b.add(w, np.uint8), b.add(0.01))
+    points = (b.add(128, np.uint8), b.add(0.05), b.add(128, np.uint8))
+    x = b.node("QLinearMatMul", x, *operands, *points)
+    b.node("DequantizeLinear", x, b.add(0.05), b.add(128, np.uint8))
+    state = cleaned(b.model({"x": ["n", 5]}, {"v4": ["n", 4]}), CLEAN)
+    assert state.model is state.start.model
+
+
 def test_nodes_without_readers_go() -> None:
     """A branch that ends nowhere is gone with its weights."""
     b = Builder(7)

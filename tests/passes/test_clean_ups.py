@@ -31,7 +31,9 @@ def damaged(proto: ModelProto, seed: int) -> ModelProto:
             hit = chosen[len(rows)]
             rows[hit] = factor * rows[[(h + 1) % len(rows) for h in hit]]
 
-    return changed(proto, {t.name: edit for t in proto.graph.initializer})
+    scales = {n for node in proto.graph.node if node.op_type == "Resize" for n in node.input}
+    weights = [t.name for t in proto.graph.initializer if t.name not in scales]
+    return changed(proto, dict.fromkeys(weights, edit))
 
 
 @settings(deadline=None, max_examples=25)

@@ -12,7 +12,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune.graph import Model
 from onnxprune.normalize import normalize
 from onnxprune.passes import verify_structure
-from onnxprune.passes.verify_structure import VerifyStructure, declared_weights, type_text
+from onnxprune.passes.verify_structure import VerifyStructure, type_text
+from onnxprune.valid import declared_weights
 from tests.builder import Builder
 from tests.pairs import compared, edited, mlp
 
