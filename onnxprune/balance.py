@@ -61,7 +61,8 @@ def _bounded(matrix: FloatArray, most: float) -> FloatArray:
 def _refine(sizes: tuple[int, ...], matrix: bytes, count: int) -> tuple[tuple[int, ...], ...]:
     """Feasible points nearest to k / REFINED_STEPS of every part."""
     bounded = np.unique(np.frombuffer(matrix).reshape(count, len(sizes) + 1), axis=0)
-    points = [_nearest(np.array(sizes), bounded, k / REFINED_STEPS) for k in range(1, REFINED_STEPS)]
+    shares = np.arange(1, REFINED_STEPS) / REFINED_STEPS
+    points = [_nearest(np.array(sizes), bounded, float(share)) for share in shares]
     return tuple(dict.fromkeys(tuple(p.tolist()) for p in points if p is not None))
 
 

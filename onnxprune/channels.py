@@ -37,9 +37,11 @@ def join(ties: Ties) -> tuple[IntArray, IntArray]:
         shared = by_child[1:][by_child[1:, 1] == by_child[:-1, 1], 0], by_child[:-1][
             by_child[1:, 1] == by_child[:-1, 1], 0
         ]
-        merge = [np.stack(shared), stuck.T, _unsteady(ties, of), _crossed(ties, of, linked)]
+        other = linked[linked[:, 0] != linked[:, 1]]
+        alone = other[np.bincount(other[:, 0], minlength=ties.count)[other[:, 0]] == 1]
+        merge = [np.stack(shared), stuck.T, alone.T, _unsteady(ties, of), _crossed(ties, of, linked)]
         if not any(m.size for m in merge):
-            return of, linked[linked[:, 0] != linked[:, 1]]
+            return of, other
         first = np.unique(of, return_index=True)[1]
         pairs += [first[m] for m in merge if m.size]
 

@@ -105,6 +105,8 @@ class Flow:
             kept = self.checker.source(key) if self.checker else None
             made = tuple(make()) if kept is None else kept
             self.ties.sources[key] = Source(made, initializer)
+            if kept is not None and isinstance(slot, int) and initializer:
+                self._check_lengths(initializer, kept)
             for one in made:
                 self.joint(one)
         return self.ties.sources[key].fields
@@ -117,6 +119,8 @@ class Flow:
             return
         if self.checker:
             self._check_lengths(name, kept)
+            if not self.checker.holds(name, kept):
+                self._violate(f"`{name}` holds other channels than it should")
         if kept:
             self.ties.fields[name] = kept
             for one in kept:
@@ -240,6 +244,8 @@ class Flow:
             for before, after in pairs
             for i0, i1, j0, j1 in known
         )
+        if known is not None and not fits:
+            self._violate("a reshape joins other axes than it did")
         self.ties.blocks[key] = known if known is not None and fits else regroup_bounds(pairs)
         return self.ties.blocks[key]
 
@@ -258,6 +264,7 @@ class Flow:
         if self.checker is None:
             self.ties.links.append(_flat(parent, child))
         elif not self._broadcasts(parent, child) or not self.checker.linked(parent, child):
+            self.checker.follow_rows(parent, child)
             self._violate(f"rows differ: {parent.shape} and {child.shape}")
 
     def joint(self, one: Field) -> None:

@@ -6,7 +6,7 @@ hold. This shows that the cut follows the flow on every axis, without a single i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +49,17 @@ class Kept:
     def same(self, a: IntArray, b: IntArray) -> bool:
         """True where all identities, broadcast, are the same channels."""
         return bool(np.all(self._channel(a) == self._channel(b)))
+
+    def holds(self, name: str, fields: Sequence[Field]) -> bool:
+        """True where a value has the channels that the original's keeps, in whatever order."""
+        whole = self.dims.ties.fields.get(name, ())
+        shape = self.shapes.shape.get(name, ())
+        found = takes(whole, shape, self.alive)
+        wanted = [self._contents(compact_field(one, found)) for one in whole]
+        return wanted == [self._contents(one) for one in fields]
+
+    def _contents(self, one: Field) -> tuple[tuple[int, ...], bytes]:
+        return one.ids.shape, np.sort(self._channel(one.ids), axis=None).tobytes()
 
     def linked(self, parent: IntArray, child: IntArray) -> bool:
         """True where each child is in a row of its parent."""
@@ -102,15 +113,27 @@ class Kept:
 
         Moves may change the order of one of them; rows of what makes the other can be taken in it.
         """
-        for own, other in ((b, a), (a, b)):
-            ours, theirs = self._channel(own).ravel(), self._channel(other).ravel()
-            if max(own.shape, default=0) != own.size or sorted(ours) != sorted(theirs):
-                continue
-            for slot, axis in self._makers(own.ravel()):
-                order = np.empty_like(ours)
-                order[np.argsort(theirs, kind="stable")] = np.argsort(ours, kind="stable")
-                self.wanted.setdefault(slot, []).append(Take(axis, order))
-                return
+        if not self._order(b, self._channel(a)):
+            self._order(a, self._channel(b))
+
+    def follow_rows(self, parent: IntArray, child: IntArray) -> None:
+        """The same for rows and what stands for them: let a weight make the order of the rows."""
+        own, below = self._channel(parent), self._channel(child)
+        for axis in (a for a, n in enumerate(parent.shape) if n == 1):
+            below = below.take([0], axis=axis)
+        self._order(parent, np.where(np.isin(below, own), below, self.dims.parent[below]))
+
+    def _order(self, ids: IntArray, wanted: IntArray) -> bool:
+        """Ask for a weight whose identities come in the order of these channels."""
+        ours, theirs = self._channel(ids).ravel(), wanted.ravel()
+        if max(ids.shape, default=0) != ids.size or sorted(ours) != sorted(theirs):
+            return False
+        for slot, axis in self._makers(ids.ravel()):
+            order = np.empty_like(ours)
+            order[np.argsort(theirs, kind="stable")] = np.argsort(ours, kind="stable")
+            self.wanted.setdefault(slot, []).append(Take(axis, order))
+            return True
+        return False
 
     def _makers(self, ids: IntArray) -> Iterator[tuple[Slot, int]]:
         """Weights that make these identities as they are, in an order that is still free."""
@@ -140,4 +163,6 @@ def prove(
     flow = Flow(cut, first, second, kept)
     flow.ties.count = len(kept.dims.of)
     walk(flow, rule_for)
-    return flow.violations
+    outputs = {name: kept.shapes.shape.get(name) for name in cut.output_names}
+    changed = [name for name, shape in outputs.items() if first.shape.get(name) != shape]
+    return flow.violations + [Violation(f"output `{n}`", "its shape changed") for n in changed]

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, TypeProto, checker, defs, helper, numpy_helper, shape_inference
+from onnx import (
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    checker,
+    defs,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from onnxprune import contrib
 from onnxprune.errors import ModelError
@@ -26,6 +35,11 @@ Shape = tuple[int, ...]
 
 # Larger computed values (attention masks of long sequences) are treated as data.
 KNOWN_LIMIT = 1 << 16
+# Operators that are written as functions.
+STAND_INS = {
+    "GroupNormalization": "Identity", "MeanVarianceNormalization": "Identity",
+    "GreaterOrEqual": "Greater", "LessOrEqual": "Less",
+}  # fmt: skip
 # Above this an inferred size is taken for the mark of a broken or hostile model.
 SIZE_LIMIT = 1 << 40
 
@@ -148,6 +162,7 @@ class Evaluator:
     def _infer(self, node: Node) -> dict[str, TypeProto]:
         if contrib.knows(node):
             return self._infer_contrib(node)
+        node = _stand_in(node)
         schema = _schema(node.op, node.domain, self.model.opsets.get(node.domain, 0))
         if schema is None:
             return {}
@@ -244,6 +259,16 @@ def _broadcasts(arrays: list[Array]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _stand_in(node: Node) -> Node:
+    """An operator with the same shapes, for one that onnx has no inference for."""
+    op = STAND_INS.get(node.op, "") if node.domain == "" else ""
+    if not op:
+        return node
+    proto = NodeProto(op_type=op, name=node.name, output=node.outputs)
+    proto.input.extend(node.inputs[: 1 if op == "Identity" else None])
+    return Node(proto, node.index)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from onnxprune.shapes import Shape
 
 # Samples of data that run together: enough for speed, few enough for maps of large images.
 BATCH = 16
+
+Load = Callable[[ModelProto], Session]
 
 
 class Unmeasured(Exception):
@@ -49,6 +51,8 @@ class Trial:
     feeds: dict[str, Array]
     samples: int
     """How many samples they hold; 1 where no input has a batch axis."""
+    is_spare: bool = False
+    """Of use only where the original ran on nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,24 +83,24 @@ class Pair:
 
     def run_reference(self, trial: Trial) -> list[Any]:
         """The original's part of `run`."""
-        return _run(self.reference, self.names, self.feeds(trial), is_candidate=False)
+        return run_trial(self.reference, self.names, trial, self.is_widened, is_candidate=False)
 
     def run_candidate(self, trial: Trial) -> list[Any]:
         """The candidate's part of `run`."""
-        return _run(self.candidate, self.names, self.feeds(trial), is_candidate=True)
-
-    def feeds(self, trial: Trial) -> dict[str, Array]:
-        """Feeds in the types that the sessions take."""
-        if not self.is_widened:
-            return trial.feeds
-        types = {spec.name: spec.dtype for spec in self.reference.inputs}
-        return {n: a.astype(types.get(n) or a.dtype) for n, a in trial.feeds.items()}
+        return run_trial(self.candidate, self.names, trial, self.is_widened, is_candidate=True)
 
 
-def _run(
-    run: Session, names: Sequence[str], feeds: Mapping[str, Array], *, is_candidate: bool
+def run_trial(
+    run: Session, names: Sequence[str], trial: Trial, is_widened: bool, *, is_candidate: bool
 ) -> list[Any]:
-    known = {n: a for n, a in feeds.items() if n in run.input_names}
+    """Outputs of one model.
+
+    Raises: Unmeasured: it does not run.
+    """
+    known = {n: a for n, a in trial.feeds.items() if n in run.input_names}
+    if is_widened:
+        types = {spec.name: spec.dtype for spec in run.inputs}
+        known = {n: a.astype(types.get(n) or a.dtype) for n, a in known.items()}
     try:
         return list(run.run(known, names))
     except ModelError as error:
@@ -126,23 +130,48 @@ def load_pair(
     def load(proto: ModelProto) -> Session:
         return session(proto, threads=threads, provider=provider, custom_ops=custom_ops)
 
-    first, second = state.original.model.proto, state.model.proto
-    is_widened = False
+    reference, is_widened = load_reference(state, load)
+    pair = Pair(reference, load_candidate(state, load, is_widened), is_widened)
+    shared_outputs(reference.output_names, pair.candidate)
+    return pair
+
+
+def shared_outputs(names: Sequence[str], candidate: Session) -> list[str]:
+    """Those of the original's outputs that the candidate has.
+
+    Raises: Unmeasured: none.
+    """
+    found = [n for n in names if n in candidate.output_names]
+    if not found:
+        listed = ", ".join(f"`{n}`" for n in names)
+        raise Unmeasured(f"the candidate has none of the outputs {listed}", is_candidate=True)
+    return found
+
+
+def load_reference(state: State, load: Load) -> tuple[Session, bool]:
+    """The original, and whether a float32 copy stands in for it.
+
+    Raises: Unmeasured: it does not load.
+    """
+    proto = state.original.model.proto
     try:
-        reference = load(first)
+        return load(proto), False
     except ModelError as error:
-        if not _has_bfloat16(first):
+        if not _has_bfloat16(proto):
             raise _unmeasured("load", error, is_candidate=False) from error
-        reference, is_widened = _load_widened(load, first, error), True
+        return _load_widened(load, proto, error), True
+
+
+def load_candidate(state: State, load: Load, is_widened: bool) -> Session:
+    """The candidate, in the form in which the original was loaded.
+
+    Raises: Unmeasured: it does not load.
+    """
+    proto = state.model.proto
     try:
-        candidate = load(as_float32(second) if is_widened else second)
+        return load(as_float32(proto) if is_widened else proto)
     except ModelError as error:
         raise _unmeasured("load", error, is_candidate=True) from error
-    pair = Pair(reference, candidate, is_widened)
-    if not pair.names:
-        listed = ", ".join(f"`{n}`" for n in pair.missing)
-        raise Unmeasured(f"the candidate has none of the outputs {listed}", is_candidate=True)
-    return pair
 
 
 def _load_widened(load: Any, proto: ModelProto, refusal: ModelError) -> Session:

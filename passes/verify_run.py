@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,18 +11,9 @@ from onnxprune.errors import ModelError
 from onnxprune.feeds import Spec
 from onnxprune.graph import Model
 from onnxprune.manager import State, Subject, Verification
+from onnxprune.outputs import seeded_runs
 from onnxprune.shapes import Shape
-from onnxprune.trials import (
-    Pair,
-    Trial,
-    Unmeasured,
-    chosen_shapes,
-    data_trials,
-    load_pair,
-    plain,
-    seeded_trial,
-    sized,
-)
+from onnxprune.trials import Unmeasured, plain, sized
 
 Form = tuple[str, Shape]
 
@@ -42,51 +32,45 @@ class VerifyRun(Verification):
 
     def run(self, state: State) -> dict[str, Any]:
         try:
-            pair = load_pair(state, custom_ops=self.custom_ops)
-        except Unmeasured as found:
-            return found.finding
+            found = seeded_runs(state, self.custom_ops)
+        except Unmeasured as reason:
+            return reason.finding
         strict = strict_axes(sized(state))
-        failures = [f"output `{name}` is gone" for name in pair.missing]
-        notes: list[str] = []
+        failures = [f"output `{name}` is gone" for name in found.missing]
+        notes = list(found.notes)
         runs: list[dict[str, Any]] = []
-        for trial in _trials(state, notes):
-            shapes = {name: list(array.shape) for name, array in trial.feeds.items()}
-            try:
-                failures += _changes(pair, trial, strict)
-            except Unmeasured as found:
-                if not found.is_candidate:
-                    notes.append(f"at {_listed(shapes)} {found.reason}")
-                    continue
-                failures.append(f"at {_listed(shapes)} {found.reason}")
+        for run in found.runs:
+            shapes = {name: list(array.shape) for name, array in run.trial.feeds.items()}
+            if shapes in runs:
+                continue
+            if isinstance(run.before, Unmeasured):
+                notes.append(f"at {_listed(shapes)} {run.before.reason}")
+                continue
+            failures += _changes(run.before, run.after, shapes, strict)
             runs.append(shapes)
         if not runs:
             return {"skipped": notes[0] if notes else "there are no inputs to run on"}
         return plain({"passed": not failures, "failures": failures, "notes": notes, "runs": runs})
 
 
-def _trials(state: State, notes: list[str]) -> Iterator[Trial]:
-    """Seeded inputs at two sizes, and the first samples of the data."""
-    subject = sized(state)
-    try:
-        for shapes in chosen_shapes(subject)[:2]:
-            yield seeded_trial(subject.model, shapes, state.seed)
-    except Unmeasured as found:
-        notes.append(found.reason)
-    if state.data is not None:
-        yield next(data_trials(state.data, size=2))
-
-
 def _listed(shapes: dict[str, list[int]]) -> str:
     return ", ".join(f"`{name}` {'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
 
 
-def _changes(pair: Pair, trial: Trial, strict: dict[str, frozenset[int] | None]) -> list[str]:
+def _changes(
+    before: dict[str, Any],
+    after: dict[str, Any] | Unmeasured,
+    shapes: dict[str, Any],
+    strict: dict[str, frozenset[int] | None],
+) -> list[str]:
     """Outputs whose form is not the original's."""
+    if isinstance(after, Unmeasured):
+        return [f"at {_listed(shapes)} {after.reason}"]
     found = []
-    for name, ours, theirs in zip(pair.names, *pair.run(trial), strict=True):
-        before, after = form(ours), form(theirs)
-        if not _is_same(before, after, strict.get(name)):
-            found.append(f"output `{name}` was {_text(before)}, is now {_text(after)}")
+    for name, theirs in after.items():
+        was, now = form(before[name]), form(theirs)
+        if not _is_same(was, now, strict.get(name)):
+            found.append(f"output `{name}` was {_text(was)}, is now {_text(now)}")
     return found
 
 

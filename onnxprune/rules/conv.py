@@ -9,6 +9,7 @@ from onnxprune.flow import Flow
 from onnxprune.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules
 from onnxprune.rules.wiring import Wiring
+from onnxprune.shapes import Shape
 
 
 @rules.on("Conv")
@@ -16,15 +17,34 @@ def conv(flow: Flow, node: Node) -> None:
     """Rows of W make Y's channels; a sum runs over W's columns and X's channels, by group."""
     groups = int(node.attr("group", 1))
     x, w, y = (flow.shape(n) or () for n in (*node.inputs[:2], node.outputs[0]))
-    spatial = (None,) * (len(x) - 2)
+    spatial = _spatial(flow, node, w)
     view_x = (x[0], groups, x[1] // groups, *x[2:])
     view_w = (groups, w[0] // groups, *w[1:])
+    kernel = (None,) * len(spatial)
     operands = [
         Operand(0, ("n", "g", "c", *spatial), view_x),
-        Operand(1, ("g", "o", "c", *spatial), view_w, own=(("g", "o"),)),
+        Operand(1, ("g", "o", "c", *kernel), view_w, own=(("g", "o"),)),
         Operand(2, ("g", "o"), view_w[:2], own=(("g", "o"),)),
     ]
     combine(flow, operands, Result(("n", "g", "o", *spatial), (y[0], *view_w[:2], *y[2:])))
+
+
+def _spatial(flow: Flow, node: Node, kernel: Shape) -> tuple[str | None, ...]:
+    """Labels of spatial axes: one where channels live and the kernel looks at one position.
+
+    Channels that lie on the axis that is summed as well get none: they go with all positions.
+    """
+    rank = len(kernel) - 2
+    strides = node.attr("strides") or [1] * rank
+    pads = node.attr("pads") or [0] * 2 * rank
+    summed = flow.spans(node.inputs[1], 1)
+    lived = {a for f in flow.fields(0) if not (summed and 1 in f.axes) for a in f.axes}
+    return tuple(
+        f"s{i}"
+        if i + 2 in lived and (kernel[i + 2], strides[i], pads[i], pads[i + rank]) == (1, 1, 0, 0)
+        else None
+        for i in range(rank)
+    )
 
 
 @rules.macs("Conv", "ConvInteger", "DeformConv")

@@ -6,6 +6,7 @@ from onnxprune.combine import Operand, Result, combine
 from onnxprune.flow import Flow
 from onnxprune.graph import Node
 from onnxprune.rules.registry import rules
+from onnxprune.rules.wiring import Wiring
 
 
 def _labels(rank: int) -> tuple[str, ...]:
@@ -69,6 +70,15 @@ def group_norm(flow: Flow, node: Node) -> None:
         for i in (1, 2)
     ]
     combine(flow, operands, Result(labels, view))
+
+
+@rules.rewire("GroupNormalization")
+def regroup_norm(wiring: Wiring, node: Node) -> None:
+    """Groups that lost all their channels are gone."""
+    kept = wiring.kept(node.inputs[0], 1)
+    if kept is not None:
+        each = wiring.before(node.inputs[0])[0][1] // int(node.attr("num_groups"))
+        wiring.set(node, num_groups=len({int(c) // each for c in kept}))
 
 
 @rules.on("LRN")

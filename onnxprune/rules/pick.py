@@ -75,9 +75,12 @@ def _rows_alone(flow: Flow, field: Field) -> Field:
 
 def hold_single(flow: Flow, field: Field, axis: int, chosen: IntArray) -> None:
     """The only position of an axis cannot go: nothing would be left of the axis."""
-    single = np.unique(chosen)  # repeated or not
-    if len(single) == 1 and axis == field.thin:
-        only = Field(field.ids.take(single, axis=axis), field.axes, field.thin)
+    if not np.size(chosen) or axis != field.thin:
+        return
+    taken = field.ids.take(np.ravel(chosen), axis=axis)
+    first = taken.take([0], axis=axis)
+    if np.array_equal(np.broadcast_to(first, taken.shape), taken):  # however often it is picked
+        only = Field(first, field.axes, field.thin)
         flow.pin([only], f"{flow.where()} picks this position alone")
 
 

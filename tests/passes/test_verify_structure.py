@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxprune import valid
 from onnxprune.graph import Model
 from onnxprune.normalize import normalize
-from onnxprune.passes import verify_structure
 from onnxprune.passes.verify_structure import VerifyStructure, type_text
 from onnxprune.valid import declared_weights
 from tests.builder import Builder
@@ -187,7 +187,7 @@ def test_a_model_too_large_without_its_weights_is_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Constants inside of nodes stay; where they are too large the finding says so."""
-    monkeypatch.setattr(verify_structure, "LIMIT_BYTES", 1000)
+    monkeypatch.setattr(valid, "LIMIT_BYTES", 1000)
     b = Builder(0)
     value = numpy_helper.from_array(np.ones((20, 20), np.float32))
     b.node("Add", "x", b.node("Constant", value=value))

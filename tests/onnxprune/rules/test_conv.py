@@ -133,3 +133,17 @@ def test_multiplications_are_counted(op: str, macs: int) -> None:
     assert rule is not None
     assert rule.macs is not None
     assert rule.macs(node, found.shapes[0].shape.__getitem__) == macs
+
+
+@given(seed=seeds)
+@settings(max_examples=6, deadline=None)
+def test_columns_that_a_kernel_leaves_alone_are_cut(seed: int) -> None:
+    """A filter over tokens, one for each head, says nothing of the sizes of heads."""
+    b = Builder(seed)
+    x = b.node("Reshape", b.node("MatMul", "x", b.weight(3, 12)), b.ints(0, 5, 2, 6))
+    x = b.node("Transpose", x, perm=[0, 2, 1, 3])
+    x = b.node("Conv", x, b.weight(2, 1, 3, 1), group=2, pads=[1, 0, 1, 0])
+    x = b.node("Reshape", b.node("Transpose", x, perm=[0, 2, 1, 3]), b.ints(0, 5, 12))
+    x = b.node("MatMul", x, b.weight(12, 3))
+    found, *_ = assert_cut_equals_mask(b.model({"x": ["n", 5, 3]}, {x: ["n", 5, 3]}), seed)
+    assert (2, 6) in found.widths()
