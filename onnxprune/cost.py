@@ -95,11 +95,20 @@ class _Asked:
 class CostModel:
     """Evaluates plans over one model: lengths of axes from the channels alive, then cost."""
 
-    def __init__(self, model: Model, dims: Dims, shapes: Shapes, first: Shapes, rules: Rules):
+    def __init__(
+        self,
+        model: Model,
+        dims: Dims,
+        shapes: Shapes,
+        first: Shapes,
+        rules: Rules,
+        whole: Cost | None = None,
+    ) -> None:
         """
         Args:
             shapes: at the sizes cost is counted for.
             first: at the sizes the flow ran on.
+            whole: what shares are shares of; by default the cost of this model.
         """
         self.model, self.dims, self.shapes, self.first = model, dims, shapes, first
         self._rules, self.lengths = rules, Lengths(dims)
@@ -109,7 +118,7 @@ class CostModel:
         self._macs = Table.of([self._sum(i, n) for i, n in enumerate(self._counted)])
         self._weights = _Weights(model, dims, self.lengths)
         self._rest = rest_bytes(model)
-        self.whole = self.evaluate(np.ones(dims.count, np.bool_))
+        self.whole = whole or self.evaluate(np.ones(dims.count, np.bool_))
 
     def _axes(self, node: Node, name: str) -> tuple[int | None, ...]:
         """Lengths of a tensor as this node sees it."""

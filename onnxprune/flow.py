@@ -244,7 +244,8 @@ class Flow:
             for before, after in pairs
             for i0, i1, j0, j1 in known
         )
-        if known is not None and not fits:
+        ranks = len(pairs[0][0]), len(pairs[0][1])
+        if known is not None and not fits and known[-1][1::2] == ranks:
             self._violate("a reshape joins other axes than it did")
         self.ties.blocks[key] = known if known is not None and fits else regroup_bounds(pairs)
         return self.ties.blocks[key]

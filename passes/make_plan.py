@@ -52,9 +52,10 @@ class MakePlan(Analysis):
                 f"no allocator is named `{self.allocate}`",
                 hint=did_you_mean(self.allocate, ALLOCATORS),
             )
-        cost = CostModel(
-            state.model, dims, state.subject.at_cost, state.subject.shapes[0], load_rules()
-        )
+        # Targets are shares of the original, before clean-ups.
+        whole = state.start.cost if state.history else None
+        shapes, first = state.subject.at_cost, state.subject.shapes[0]
+        cost = CostModel(state.model, dims, shapes, first, load_rules(), whole)
         planner = Planner(dims, state[Scores].of, cost, self._limits(state, dims))
         plan = ALLOCATORS[self.allocate](planner)
         if plan.coarse:
@@ -76,7 +77,6 @@ class MakePlan(Analysis):
             fixed=self._fixed(dims, names, made),
             skip=frozenset(skip),
         )
-
 
     def _fixed(self, dims: Dims, names: Names, made: Names) -> dict[int, float]:
         """What --keep asks for, by Dim.

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxprune.cost import Cost
 from onnxprune.dims import Dims
 from onnxprune.errors import UsageError
-from onnxprune.manager import State
+from onnxprune.manager import PassManager, State
+from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.make_plan import MakePlan
 from onnxprune.passes.score_l2 import ScoreL2
 from onnxprune.plan import Plan
 from tests.builder import Builder
-from tests.nets import run
+from tests.nets import run, state_of
 
 HALF = (("macs", 0.5),)
 
@@ -122,3 +124,14 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     first, again = (run(three(), ScoreL2(), MakePlan(targets=HALF))[Plan] for _ in range(2))
     assert first.levels == again.levels
     assert np.array_equal(first.alive, again.alive)
+
+
+def test_targets_are_shares_of_the_model_before_clean_ups() -> None:
+    """What a clean-up has won counts towards the target."""
+    state = state_of(three())
+    before = state_of(three()).subject
+    before.__dict__["cost"] = Cost(macs=10**6, params=10**6, bytes=10**6)
+    state.history.append(before)
+    PassManager([FindDims(), ScoreL2(), MakePlan(targets=HALF)]).run(state)
+    assert state[Plan].alive.all()
+    assert state[Plan].whole.macs == 10**6
