@@ -30,6 +30,13 @@ def join(ties: Ties) -> tuple[IntArray, IntArray]:
     while True:
         of = components(ties.count, pairs)
         linked = np.unique(of[links], axis=0) if len(links) else links
+        other = linked[linked[:, 0] != linked[:, 1]]
+        single = np.bincount(other[:, 0], minlength=ties.count) == 1
+        alone = single[of[links[:, 0]]] & (of[links[:, 0]] != of[links[:, 1]])
+        if alone.any():
+            pairs.append(links[alone].T)
+            links = links[~alone]
+            continue
         own = linked[linked[:, 0] == linked[:, 1], 0]
         stuck = linked[np.isin(linked[:, 0], own) & (linked[:, 0] != linked[:, 1])]
         order = np.argsort(linked[:, 1], kind="stable")
@@ -37,9 +44,7 @@ def join(ties: Ties) -> tuple[IntArray, IntArray]:
         shared = by_child[1:][by_child[1:, 1] == by_child[:-1, 1], 0], by_child[:-1][
             by_child[1:, 1] == by_child[:-1, 1], 0
         ]
-        other = linked[linked[:, 0] != linked[:, 1]]
-        alone = other[np.bincount(other[:, 0], minlength=ties.count)[other[:, 0]] == 1]
-        merge = [np.stack(shared), stuck.T, alone.T, _unsteady(ties, of), _crossed(ties, of, linked)]
+        merge = [np.stack(shared), stuck.T, _unsteady(ties, of), _crossed(ties, of, linked)]
         if not any(m.size for m in merge):
             return of, other
         first = np.unique(of, return_index=True)[1]
@@ -77,6 +82,8 @@ def _crossed(ties: Ties, of: IntArray, links: IntArray) -> IntArray:
     placed = [*ties.fields.values(), *(source.fields for source in ties.sources.values())]
     for one in (f for fields in placed for f in fields if len(f.axes) > 2):
         above = parent[of[one.ids.take(0, axis=one.thin)]]
+        for _ in range(LEVELS):  # heads that go by groups go along the axis of these
+            above = np.where((above >= 0) & (parent[above] >= 0), parent[above], above)
         varies = [a for a in range(above.ndim) if (np.diff(above, axis=a) != 0).any()]
         if len(varies) > 1 and above.min() >= 0:
             alike = above

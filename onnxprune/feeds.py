@@ -11,7 +11,7 @@ import numpy.typing as npt
 from onnx import TensorProto, ValueInfoProto, helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import Model
+from onnxprune.graph import Model, Node
 
 Array = npt.NDArray[Any]
 
@@ -49,17 +49,31 @@ _CARRIERS = frozenset(
 )
 # Operators that look up input 1 in input 0, and their default axis.
 _LOOK_UPS = {"Gather": 0, "GatherElements": 0}
+# What a table may stand behind and keep its length.
+_STORED = frozenset("""Cast DequantizeLinear""".split())
 HIGH = 10
+# Integers that index no table: pixels are bytes, and wide integers are mostly masks, of which
+# other numbers than 0 and 1 make infinities.
+_HIGH_BYTE, _HIGH_WIDE = 128, 2
 
 
 def model_inputs(
     model: Model,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
-    high: int = HIGH,
+    high: int | None = None,
 ) -> dict[str, Array]:
-    """Random feeds for a model; what indexes a table stays within it."""
-    return seeded_inputs(model.inputs, shapes, seed, high=high, limits=index_limits(model))
+    """Random feeds for a model; what indexes a table stays within it.
+
+    Args:
+        high: one above the largest integer, where that is less than would be drawn.
+    """
+    limits = index_limits(model)
+    for spec in map(Spec.of, model.inputs):
+        if spec.dtype is not None and spec.name not in limits:
+            limits[spec.name] = _HIGH_BYTE if spec.dtype.itemsize == 1 else _HIGH_WIDE
+    most = max(limits.values(), default=HIGH) if high is None else high
+    return seeded_inputs(model.inputs, shapes, seed, high=most, limits=limits)
 
 
 def index_limits(model: Model) -> dict[str, int]:
@@ -70,12 +84,21 @@ def index_limits(model: Model) -> dict[str, int]:
         if node.op in _CARRIERS:
             found = set().union(*(holds.get(name, set()) for name in node.inputs))
             holds |= dict.fromkeys(node.outputs, found)
-        elif node.op in _LOOK_UPS and node.inputs[0] in model.initializers:
-            dims = model.dims(node.inputs[0])
-            axis = int(node.attr("axis", _LOOK_UPS[node.op]))
-            for name in holds.get(node.inputs[1], ()):
-                limits[name] = min(limits.get(name, dims[axis]), dims[axis])
+        elif node.op in _LOOK_UPS and holds.get(node.inputs[1]):
+            length = _table_length(model, node)
+            for name in holds[node.inputs[1]] if length else ():
+                limits[name] = min(limits.get(name, length), length)
     return limits
+
+
+def _table_length(model: Model, node: Node) -> int:
+    """Rows of the table that a node looks up; 0 where they are not known."""
+    name = node.inputs[0]
+    while (made := model.producer.get(name)) is not None and made.op in _STORED:
+        name = made.inputs[0]
+    if name not in model.initializers:
+        return 0
+    return model.dims(name)[int(node.attr("axis", _LOOK_UPS[node.op]))]
 
 
 def seeded_inputs(

@@ -238,17 +238,15 @@ class Flow:
 
     def _blocks(self, key: str, pairs: Sequence[tuple[Shape, Shape]]) -> Blocks:
         """The blocks of a reshape: after a cut those of the original, whose axes were longer."""
-        known = self.checker.blocks(key) if self.checker else None
-        fits = known is not None and all(
-            np.prod(before[i0:i1]) == np.prod(after[j0:j1])
-            for before, after in pairs
-            for i0, i1, j0, j1 in known
-        )
-        ranks = len(pairs[0][0]), len(pairs[0][1])
-        if known is not None and not fits and known[-1][1::2] == ranks:
+        found = self.checker.blocks(key) if self.checker else None
+        if found is None or found[-1][1::2] != (len(pairs[0][0]), len(pairs[0][1])):
+            found = regroup_bounds(pairs)
+        blocks = [(x[i0:i1], y[j0:j1]) for x, y in pairs for i0, i1, j0, j1 in found]
+        if any(np.prod(before) != np.prod(after) for before, after in blocks):
             self._violate("a reshape joins other axes than it did")
-        self.ties.blocks[key] = known if known is not None and fits else regroup_bounds(pairs)
-        return self.ties.blocks[key]
+            found = regroup_bounds(pairs)
+        self.ties.blocks[key] = found
+        return found
 
     def equal(self, a: IntArray, b: IntArray) -> None:
         """These identities, broadcast against each other, are the same channels."""
@@ -278,9 +276,7 @@ class Flow:
         if self.checker is None and ids.size:
             self.ties.parts.append(ids.ravel())
 
-    def contract(
-        self, slot: int, one: Field, *, beside: bool = False, alone: bool = False
-    ) -> None:
+    def contract(self, slot: int, one: Field, *, beside: bool = False, alone: bool = False) -> None:
         """The node sums its input `slot` over this field, or what it adds it to."""
         self.ties.readers.append(Reader(self.node.key, slot, one, beside, alone))
 
@@ -326,8 +322,7 @@ class Flow:
     def _check_lengths(self, name: str, fields: Sequence[Field]) -> None:
         shape = self.first.shape.get(name)
         for one in fields:
-            wrong = shape is None or any(one.ids.shape[a] != shape[a] for a in one.axes)
-            if wrong:
+            if shape is None or any(one.ids.shape[a] != shape[a] for a in one.axes):
                 self._violate(f"`{name}` has shape {shape}, its identities {one.ids.shape}")
 
     def _violate(self, what: str) -> None:

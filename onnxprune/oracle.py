@@ -282,10 +282,15 @@ def _fitting(feeds: Mapping[str, Array], run: Session) -> dict[str, Array]:
 
 
 def relative(a: Array, b: Array) -> float | None:
-    """Largest difference relative to the largest value; integers and bools are not compared."""
+    """Largest difference relative to the largest value; integers and bools are not compared.
+
+    Nor is an output without a single finite number: it says nothing.
+    """
     if a.dtype.kind != "f" or a.shape != b.shape:
         return None if a.shape == b.shape else float("inf")
     a, b = a.astype(np.float64), b.astype(np.float64)
+    if a.size and not np.isfinite(a).any() and not np.isfinite(b).any():
+        return None
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if same.all():
         return 0.0

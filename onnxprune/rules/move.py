@@ -144,15 +144,22 @@ def _fixed_piece(flow: Flow, slot: int, length: int, axis: int) -> Field:
     return piece
 
 
-def grown(flow: Flow, name: str, output: str, word: str) -> list[Field]:
-    """Fresh identities on static axes that grow from length 1 (or from nothing)."""
+def grown(
+    flow: Flow, name: str, output: str, word: str, fields: Sequence[Field]
+) -> list[Field]:
+    """Fresh identities on static axes that grow from length 1 (or from nothing).
+
+    Args:
+        fields: what lives on the output already; a cut may have left one position of it.
+    """
+    taken = {a for f in fields for a in f.axes}
     old, new = flow.shape(name) or (), flow.shape(output) or ()
     old = (1,) * (len(new) - len(old)) + tuple(old)
     made = []
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         spans = flow.spans(output, axis)
         was = axis - (len(new) - len(flow.shape(name) or ()))
-        had = was >= 0 and flow.spans(name, was)
+        had = axis in taken or (was >= 0 and flow.spans(name, was))
         if spans and not had and is_static(flow, output, axis):
             made += list(flow.source(f"{word} {axis}", lambda a=axis, n=after: _plain(
                 flow, a, n, len(new))))  # type: ignore[misc]  # fmt: skip
@@ -171,7 +178,7 @@ def expand(flow: Flow, node: Node) -> None:
     """Axes of length 1 grow: where they are static their positions can go again."""
     rank = len(flow.shape(node.outputs[0]) or ())
     fields = [_lead(f, rank) for f in flow.fields(0)]
-    flow.put(0, [*fields, *grown(flow, node.inputs[0], node.outputs[0], "grown")])
+    flow.put(0, [*fields, *grown(flow, node.inputs[0], node.outputs[0], "grown", fields)])
 
 
 def _lead(field: Field, rank: int) -> Field:
@@ -209,7 +216,7 @@ def tile(flow: Flow, node: Node) -> None:
         (np.tile(f.ids, [int(repeats[a]) if a in f.axes else 1 for a in range(rank)]), [f.thin])
         for f in fields
     ]
-    made = grown(flow, node.inputs[0], node.outputs[0], "tile")
+    made = grown(flow, node.inputs[0], node.outputs[0], "tile", fields)
     flow.put(0, [*flow.settle(node.outputs[0], moved), *made])
 
 
