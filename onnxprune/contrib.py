@@ -41,7 +41,12 @@ _OWN = frozenset(
 )
 
 
-def _on(*ops: str, domain: str = DOMAIN) -> Callable[[Infer], Infer]:
+def shapes_of(*ops: str, domain: str = DOMAIN) -> Callable[[Infer], Infer]:
+    """Register what operators make: fn(node, inputs) -> what is known of the first outputs.
+
+    Inputs and outputs are `Typed`; an input is None where nothing is known of it.
+    """
+
     def register(fn: Infer) -> Infer:
         for op in ops:
             _TABLE[domain, op] = fn
@@ -82,7 +87,7 @@ def infer(node: Node, inputs: Inputs) -> list[Typed]:
     return fn(node, inputs)
 
 
-@_on(
+@shapes_of(
     "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "QLinearSigmoid", "QLinearLeakyRelu",
     "RotaryEmbedding",
 )  # fmt: skip
@@ -90,24 +95,24 @@ def _same(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [x[0]]
 
 
-@_on("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+@shapes_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 def _skip(node: Node, x: Sequence[Typed]) -> list[Typed]:
     statistics = Typed((*x[0].shape[:-1], 1), TensorProto.FLOAT)
     return [x[0], statistics, statistics, x[0]]
 
 
-@_on("EmbedLayerNormalization")
+@shapes_of("EmbedLayerNormalization")
 def _embed(node: Node, x: Sequence[Typed]) -> list[Typed]:
     out = Typed((*x[0].shape, x[2].shape[1]), x[2].dtype)
     return [out, Typed(x[0].shape[:1], TensorProto.INT32), out]
 
 
-@_on("QLinearAdd", "QLinearMul")
+@shapes_of("QLinearAdd", "QLinearMul")
 def _broadcast(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed(np.broadcast_shapes(x[0].shape, x[3].shape), x[0].dtype)]
 
 
-@_on("QLinearGlobalAveragePool")
+@shapes_of("QLinearGlobalAveragePool")
 def _pool(node: Node, x: Sequence[Typed]) -> list[Typed]:
     n, *rest = x[0].shape
     ones = (1,) * (len(rest) - 1)
@@ -126,7 +131,7 @@ def _product(a: Shape, b: Shape) -> Shape:
     return (*batch, *left[-2:-1] * (len(a) > 1), *right[-1:] * (len(b) > 1))
 
 
-@_on("QGemm")
+@shapes_of("QGemm")
 def _gemm(node: Node, x: Sequence[Typed]) -> list[Typed]:
     a = matrix(x[0].shape, bool(node.attr("transA", 0)))
     b = matrix(x[3].shape, bool(node.attr("transB", 0)))
@@ -134,7 +139,7 @@ def _gemm(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed((a[0], b[1]), dtype)]
 
 
-@_on("FusedMatMul")
+@shapes_of("FusedMatMul")
 def _matmul(node: Node, x: Sequence[Typed]) -> list[Typed]:
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
         return []
@@ -143,19 +148,19 @@ def _matmul(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed(_product(a, b), x[0].dtype)]
 
 
-@_on("MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+@shapes_of("MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 def _dynamic(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed(_product(x[0].shape, x[1].shape), TensorProto.FLOAT)]
 
 
-@_on("Attention")
+@shapes_of("Attention")
 def _attention(node: Node, x: Sequence[Typed]) -> list[Typed]:
     sizes = node.attr("qkv_hidden_sizes")
     width = int(sizes[2]) if sizes else x[1].shape[1] // 3
     return [Typed((*x[0].shape[:2], width), x[0].dtype)]
 
 
-@_on("MultiHeadAttention")
+@shapes_of("MultiHeadAttention")
 def _heads(node: Node, x: Sequence[Typed]) -> list[Typed]:
     q, v = x[0].shape, x[2].shape if len(x) > 2 and x[2] else None
     if len(q) != 3 or v is None:
@@ -167,29 +172,29 @@ def _heads(node: Node, x: Sequence[Typed]) -> list[Typed]:
 # --- ai.onnx.ml: what classical models put around a network ---------------------------------------
 
 
-@_on("Scaler", "Normalizer", domain=ML)
+@shapes_of("Scaler", "Normalizer", domain=ML)
 def _scaled(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed(x[0].shape, TensorProto.FLOAT)]
 
 
-@_on("Binarizer", "Imputer", domain=ML)
+@shapes_of("Binarizer", "Imputer", domain=ML)
 def _kept(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [x[0]]
 
 
-@_on("FeatureVectorizer", domain=ML)
+@shapes_of("FeatureVectorizer", domain=ML)
 def _joined(node: Node, x: Sequence[Typed]) -> list[Typed]:
     widths = [one.shape[-1] for one in x]
     return [Typed((x[0].shape[0], sum(widths)), TensorProto.FLOAT)]
 
 
-@_on("LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor", domain=ML)
+@shapes_of("LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor", domain=ML)
 def _regressed(node: Node, x: Sequence[Typed]) -> list[Typed]:
     targets = int(node.attr("targets", node.attr("n_targets", 1)))
     return [Typed((_samples(x), targets), TensorProto.FLOAT)]
 
 
-@_on("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier", domain=ML)
+@shapes_of("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier", domain=ML)
 def _classified(node: Node, x: Sequence[Typed]) -> list[Typed]:
     names = node.attr("classlabels_strings") or ()
     numbers = node.attr("classlabels_int64s", node.attr("classlabels_ints")) or ()
@@ -198,7 +203,7 @@ def _classified(node: Node, x: Sequence[Typed]) -> list[Typed]:
     return [Typed((_samples(x),), label), scores]
 
 
-@_on("ArrayFeatureExtractor", domain=ML)
+@shapes_of("ArrayFeatureExtractor", domain=ML)
 def _picked(node: Node, x: Sequence[Typed]) -> list[Typed]:
     rows = x[0].shape[:-1] or (1,)
     return [Typed((*rows, int(np.prod(x[1].shape))), x[0].dtype)]

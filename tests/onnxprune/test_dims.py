@@ -72,11 +72,12 @@ def test_a_reason_holds_the_whole_dim_and_its_rows(soft: bool) -> None:
     [flat] = weight(ties, "flat", 6)
     ties.links.append((np.repeat(heads, 3), flat))
     marks = ties.approximate if soft else ties.pins
-    marks += [Pin(flat[:3], "because"), Pin(flat, "also")]
+    marks += [Pin(flat, "because"), Pin(flat[:3], "also")]
     dims = find_dims(ties)
     said = {d.name: d.approximate if soft else d.pinned for d in dims.dims}
-    assert said == {"heads": "because", "heads#2": "also", "flat": "because", "flat#2": "also"}
-    assert len(dims.free) == (4 if soft else 0) - sum(len(d.levels) == 1 for d in dims.dims) * soft
+    assert said == {"heads": "because", "flat": "because"}
+    assert len(dims.free) == (2 if soft else 0)
+    assert all(d.is_exact != soft for d in dims.dims)
 
 
 def test_rows_keep_equal_counts() -> None:
