@@ -81,7 +81,10 @@ def _crossed(ties: Ties, of: IntArray, links: IntArray) -> IntArray:
     found = [np.zeros((2, 0), np.int64)]
     placed = [*ties.fields.values(), *(source.fields for source in ties.sources.values())]
     for one in (f for fields in placed for f in fields if len(f.axes) > 2):
-        above = parent[of[one.ids.take(0, axis=one.thin)]]
+        ids = of[one.ids]
+        first = ids.take(0, axis=one.thin)
+        is_one = (ids == ids.take([0], axis=one.thin)).all(axis=one.thin)
+        above = np.where((parent[first] < 0) & is_one, first, parent[first])
         for _ in range(LEVELS):  # heads that go by groups go along the axis of these
             above = np.where((above >= 0) & (parent[above] >= 0), parent[above], above)
         varies = [a for a in range(above.ndim) if (np.diff(above, axis=a) != 0).any()]

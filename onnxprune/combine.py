@@ -387,8 +387,13 @@ def kinds(lifted: Sequence[Lifted]) -> list[Kind]:
 
 def _without_repeats(lifted: Sequence[Lifted]) -> list[Field]:
     """Fields of one kind are tied already; a parent is implied by its joint field."""
-    first: dict[Kind, Field] = {}
+    first: dict[Kind, Lifted] = {}
     for kind, item in zip(kinds(lifted), lifted, strict=True):
-        first.setdefault(kind, item.field)
+        first.setdefault(kind, item)
     kept = list(first.values())
-    return [f for f in kept if not any(set(f.axes) <= set(k.rows) for k in kept)]
+
+    def is_implied(one: Lifted) -> bool:
+        joint = (k for k in kept if k.slot != one.slot)  # what stands on one operand is not tied
+        return any(set(one.field.axes) <= set(k.field.rows) for k in joint)
+
+    return [one.field for one in kept if not is_implied(one)]

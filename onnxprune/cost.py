@@ -250,7 +250,7 @@ class _Weights:
             seen = set[tuple[tuple[tuple[int, ...], bytes], ...]]()
             for item, fields in fork:
                 masks = [alive[self._dims.of[f.ids]] for f in fields]
-                key = tuple((m.shape, m.tobytes()) for m in masks if not m.all())
+                key = tuple(sorted((m.shape, m.tobytes()) for m in masks if not m.all()))
                 if key in seen:
                     elements[item] = 0
                 seen.add(key)

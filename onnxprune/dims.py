@@ -329,4 +329,7 @@ def _best_sources(ties: Ties, of: IntArray, firsts: IntArray) -> dict[int, tuple
 
 
 def _source_name(slot: Slot, initializer: str) -> str:
-    return initializer or f"{slot[0]} {slot[1]}"
+    """A weight's name; rows of a contraction (heads, groups) by what it makes."""
+    key, word = slot
+    is_row = str(word).startswith("rows")
+    return initializer or (f"rows of {key}" if is_row else f"{key} {word}")

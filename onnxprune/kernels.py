@@ -216,11 +216,21 @@ def _reduce(node: Node, xs: list[Array | None]) -> list[Array]:
     return [np.asarray(fn(x, axis=axes, keepdims=bool(node.attr("keepdims", 1)))).astype(x.dtype)]
 
 
+@_kernel("Clip")
+def _clip(node: Node, xs: list[Array | None]) -> list[Array]:
+    x = np.asarray(xs[0])
+    low, high = ((xs[i] if i < len(xs) else None) for i in (1, 2))
+    low, high = node.attr("min", low), node.attr("max", high)
+    bound = np.maximum(x, x if low is None else np.asarray(low))
+    return [np.minimum(bound, bound if high is None else np.asarray(high)).astype(x.dtype)]
+
+
 @_kernel("OneHot")
 def _one_hot(node: Node, xs: list[Array | None]) -> list[Array]:
     indices, depth, (off, on) = np.asarray(xs[0]), int(np.ravel(np.asarray(xs[1]))[0]), xs[2]  # type: ignore[misc]
     axis = int(node.attr("axis", -1)) % (indices.ndim + 1)
-    hot = np.expand_dims(indices % depth, -1) == np.arange(depth)
+    places = np.where(indices < 0, indices + depth, indices)  # those outside stay off
+    hot = np.expand_dims(places, -1) == np.arange(depth)
     return [np.moveaxis(np.where(hot, on, off), -1, axis).astype(np.asarray(xs[2]).dtype)]
 
 

@@ -94,10 +94,13 @@ class Lengths:
             return ids.reshape(1, -1)
         if one.thin == axis:
             return np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
-        # A row is gone with the parent it belongs to.
-        first = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]
-        parents = self.dims.parent[first]
-        return None if (parents < 0).any() else parents[None]
+        # A row is gone with the parent it belongs to, or with the channel that it is.
+        rows = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+        parents = self.dims.parent[rows]
+        for found in (rows, parents):
+            if (found == found[:, :1]).all() and found.min() >= 0:
+                return found[None, :, 0]
+        return None  # a row of several heads loses these, and stays
 
     def _needed(self, tables: list[IntArray]) -> list[IntArray]:
         """Without those that say no more than another: a channel goes with its parents."""

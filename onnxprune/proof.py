@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -147,9 +148,13 @@ class Kept:
                         yield slot, one.thin
 
     def _channel(self, ids: IntArray) -> IntArray:
-        known = np.append(self.dims.of, -1)
-        found: IntArray = known[np.minimum(ids, len(self.dims.of))]
+        found: IntArray = self._channels[np.minimum(ids, len(self.dims.of))]
         return found
+
+    @cached_property
+    def _channels(self) -> IntArray:
+        """Channel of each identity of the original, then what stands for all new ones."""
+        return np.append(self.dims.of, -1)
 
 
 def prove(

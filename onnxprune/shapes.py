@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -214,7 +215,7 @@ def constant(model: Model, name: str) -> Array | None:
     tensor = model.initializers.get(name)
     if tensor is None or name in model.overridable:
         return None
-    size = int(np.prod(tensor.dims, dtype=object))
+    size = prod(tensor.dims)
     if size > KNOWN_LIMIT or tensor.data_type == TensorProto.STRING:
         return None
     whole = tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)

@@ -1,7 +1,7 @@
 """A small graph while it is drawn: the current tensor, its layout, and the blocks that extend it.
 
-A block is a function (sketch, tensor) -> tensor, registered for the layouts it fits. It draws its
-own structure; it asks `fits` nothing more than the tensor it is given.
+A block is a function (sketch, tensor) -> tensor, registered for the layouts it fits with what it
+asks of the tensor. It draws its own structure.
 """
 
 from __future__ import annotations

@@ -110,9 +110,16 @@ def prune_table(paths: list[Path], runs: int, target: float, peer: str) -> None:
         if failed:
             print(f"| {path.stem} | {size / 1e6:.0f} | {failed} | | | | |", flush=True)
             continue
-        print(f"| {path.stem} | {size / 1e6:.1f} | {spread([o['seconds'] for o in ours])} "
-              f"| {spread([o['peak'] / size for o in ours])} | {ours[0]['ratio']:.3f} "
-              f"| {spread([f['seconds'] for f in flows])} | {_peer(theirs)} |", flush=True)  # fmt: skip
+        cells = (
+            path.stem,
+            f"{size / 1e6:.1f}",
+            spread([o["seconds"] for o in ours]),
+            spread([o["peak"] / size for o in ours]),
+            f"{ours[0]['ratio']:.3f}",
+            spread([f["seconds"] for f in flows]),
+            _peer(theirs),
+        )
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _peer(theirs: list[dict[str, Any]]) -> str:

@@ -55,7 +55,7 @@ class Row:
         return "| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |"
 
 
-HEAD = """| model | nodes | Dims free/all | prunable | MACs kept | checks | oracle | seconds | note |
+HEAD = """| model | nodes | free/all Dims | prunable | MACs | checks | oracle | seconds | note |
 |---|---|---|---|---|---|---|---|---|"""
 
 

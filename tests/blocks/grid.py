@@ -191,7 +191,8 @@ def selected(s: Sketch, x: Tensor) -> Tensor:
     axes = list(range(2, x.rank))
     mean = s.reduce("ReduceMean", s.node("Add", *(b.name for b in both)), axes, keep=False)
     scores = s.node("MatMul", mean, s.fan(x.width, 2 * x.width, fan=x.width))
-    scores = s.node("Reshape", scores, s.ints(0, 2, *(x.width if s.flag() else -1,), *[1] * len(axes)))
+    width = x.width if s.flag() else -1
+    scores = s.node("Reshape", scores, s.ints(0, 2, width, *[1] * len(axes)))
     share = s.node("Softmax", scores, axis=1)
     return x.as_(s.reduce("ReduceSum", s.node("Mul", stack, share), [1], keep=False))
 
@@ -234,10 +235,8 @@ def flattened(s: Sketch, x: Tensor) -> Tensor:
 @bridge(GRID, when=lambda x: 1 < x.area <= 64)
 def to_tokens(s: Sketch, x: Tensor) -> Tensor:
     """Pixels become tokens, perhaps behind a class token and with places."""
-    if len(x.space) == 1:
-        y = x.name
-    else:
-        y = s.reshape(x.name, ["n", x.width, x.area], x.shape)
+    flat = len(x.space) == 1
+    y = x.name if flat else s.reshape(x.name, ["n", x.width, x.area], x.shape)
     y, count = s.node("Transpose", y, perm=[0, 2, 1]), x.area
     if s.flag():
         target = s.node("Concat", s.length(x.name, 0), s.ints(-1, -1), axis=0)

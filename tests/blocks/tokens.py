@@ -99,6 +99,19 @@ def token_mixer(s: Sketch, x: Tensor) -> Tensor:
     return s.on(x, "Add", s.node("Transpose", y, perm=[0, 2, 1]))
 
 
+@block(TOKENS, when=lambda x: x.is_static and x.area > 2)
+def scattered(s: Sketch, x: Tensor) -> Tensor:
+    """Some tokens are replaced by what others become."""
+    turned = s.node("Transpose", x.name, perm=[1, 0, 2])
+    order = s.rng.permutation(x.area)
+    count = s.number(1, x.area - 1)
+    made = s.node("Gather", turned, s.ints(*(int(i) for i in order[:count])), axis=0)
+    made = s.node("Tanh", s.node("MatMul", made, s.fan(x.width, x.width, fan=x.width)))
+    at = s.add(np.sort(order)[-count:, None], np.int64)
+    y = s.node("ScatterND", turned, at, made, **s.pick([{}, {"reduction": "add"}]))
+    return x.as_(s.node("Transpose", y, perm=[1, 0, 2]))
+
+
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 

@@ -50,7 +50,7 @@ def small(tmp_path: Path) -> Path:
         (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--shape", "x=axb"], ["DIMS"]),
         (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--shape", "y=1x8"], ["`y`"]),
         (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--skip", "w9"], ["`w9`"]),
-        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--multiple", "0"], ["--multiple"]),
+        (["prune", "SMALL", "-o", "OUT", "--exact-only", "--multiple", "0"], ["--multiple"]),
         (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.01"], ["cannot keep", "raise"]),
         (["prune", "SMALL", "-o", "OUT", "--exact-only", "--target", "macs=0.5"], ["no budget"]),
         (["prune", "SMALL", "-o", "SMALL", "--target", "macs=0.5"], ["also an input"]),
@@ -67,7 +67,7 @@ def test_usage_is_refused_with_a_hint(
 ) -> None:
     """Each wrong option, name or value gets one message that says what to do; no file appears."""
     before = small.read_bytes()
-    places = {"SMALL": str(small), "OUT": str(tmp_path / "out.onnx"), "MISSING": str(tmp_path / "no")}
+    places = {"SMALL": small, "OUT": tmp_path / "out.onnx", "MISSING": tmp_path / "no"}
     assert_refused(call(*[places.get(a, a) for a in args]), *words)
     assert small.read_bytes() == before
     assert not (tmp_path / "out.onnx").exists()
@@ -169,7 +169,8 @@ def test_data_that_does_not_fit_is_refused(
     """Names, dtypes and shapes are checked against the graph before anything starts."""
     data = tmp_path / "data.npz"
     np.savez(data, **arrays)
-    ended = call("prune", small, "-o", tmp_path / "out.onnx", "--target", "macs=0.5", "--data", data)
+    args = ("-o", tmp_path / "out.onnx", "--target", "macs=0.5", "--data", data)
+    ended = call("prune", small, *args)
     assert_refused(ended, *words)
     assert not (tmp_path / "out.onnx").exists()
 

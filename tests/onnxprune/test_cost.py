@@ -185,6 +185,25 @@ def test_a_shared_weight_costs_twice_once_its_uses_part() -> None:
     assert told.evaluate(alive).params == (3 * 7 + 7 * 7 + 7 * 2) + 7
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tied_weight_is_stored_for_each_way_it_is_taken(turned: bool) -> None:
+    """The same positions of the other axis are another take; the same rows found anew are not."""
+    b = Builder(0)
+    x = b.node("MatMul", "x", b.weight(3, 6))
+    weight = b.weight(6, 6)
+    x = b.node("Tanh", b.node("MatMul", x, weight))
+    x = b.node("Gemm", x, weight, transB=int(turned))
+    x = b.node("MatMul", x, b.weight(6, 3))
+    found = flow_of(b.model({"x": ["n", 3]}, {x: ["n", 3]}))
+    for seed in range(8):
+        removed = random_removed(found.dims, seed)
+        assert_cost_was_known(found, removed, cut_at(found, removed))
+    for dim in found.dims.free:  # rows of one use alone, at places that are columns of the other
+        removed = np.zeros(found.dims.count, np.bool_)
+        removed[dim.channels[:2]] = True
+        assert_cost_was_known(found, removed, cut_at(found, removed))
+
+
 def test_bytes_of_small_integers_are_packed() -> None:
     """Two elements of four bits share a byte, the last one has its own."""
     b = Builder(0)

@@ -50,6 +50,9 @@ CASES: list[Case] = [
     ("Split", [A, np.array([1, 2])], {"axis": 1}), ("Split", [B], {"axis": 1, "num_outputs": 2}),
     *((op, [A, AXIS], {}) for op in ("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")),
     ("ReduceSum", [A], {"keepdims": 0}), ("CumSum", [A, np.array(1)], {}),
+    ("OneHot", [A, np.array([4]), np.array([7, 9])], {}),
+    ("OneHot", [B, np.array(9), np.array([0.5, 2.0], np.float32)], {"axis": 0}),
+    ("Clip", [F, np.array(0.25, np.float32), np.array(2.0, np.float32)], {}), ("Clip", [F], {}),
     ("Trilu", [A], {"upper": 0}), ("Trilu", [A, np.array(1)], {}),
 ]  # fmt: skip
 

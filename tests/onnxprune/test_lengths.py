@@ -80,6 +80,24 @@ def test_rows_go_with_their_parents() -> None:
     assert lengths.evaluate(alive_but(8, 0, 2, 3, 4, 7)).tolist() == [1, 2]
 
 
+def test_a_row_of_several_parents_stays_without_one() -> None:
+    """Both directions of a cell have units of every head that their sum is seen as."""
+    lengths = Lengths(dims_of(4, 2, parents=[4, 4, 5, 5, -1, -1]))
+    units = Field(np.array([[0, 1, 2, 3], [0, 1, 2, 3]]), (0, 1), 1)
+    directions, hidden = lengths.axes((units,), (2, 4), (2, 4))
+    assert directions is None
+    assert lengths.evaluate(alive_but(6, 0, 1, 4))[hidden or 0] == 2
+
+
+def test_rows_that_are_a_channel_each_go_with_it() -> None:
+    """Pixels of a channel are all gone or none; the axes of pixels keep their lengths."""
+    lengths = Lengths(dims_of(3))
+    pixels = np.repeat(np.arange(3), 4).reshape(3, 2, 2)
+    lengths.axes((Field(pixels, (0, 1, 2), 2),), (3, 2, 2), (3, 2, 2))
+    assert lengths.evaluate(alive_but(3, 1))[0] == 2
+    assert set(lengths.evaluate(alive_but(3, 1))[1:].tolist()) <= {2}
+
+
 def test_a_field_that_a_parent_implies_is_left_out() -> None:
     """A channel goes with its parent: both on one axis say no more than the channel."""
     dims = dims_of(1, 3, parents=[-1, 0, 0, 0])

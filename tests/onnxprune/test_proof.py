@@ -141,7 +141,7 @@ def test_bounds_of_a_slice_are_seen(ends: tuple[int, int]) -> None:
     """The first range takes from the second, or leaves it more; together they fit."""
     found = vectors(halves)
     removed = np.zeros(found.dims.count, np.bool_)
-    removed[[d.channels[0] for d in found.dims.free if d.size == 3][0]] = True
+    removed[next(d.channels[0] for d in found.dims.free if d.size == 3)] = True
     assert verdict(found, removed, no_change) == []
 
     def change(proto: ModelProto) -> None:
@@ -160,7 +160,7 @@ def test_an_uneven_split_is_seen() -> None:
 
     found = vectors(split)
     removed = np.zeros(found.dims.count, np.bool_)
-    removed[[d.channels[0] for d in found.dims.free if d.size == 3][0]] = True
+    removed[next(d.channels[0] for d in found.dims.free if d.size == 3)] = True
 
     def change(proto: ModelProto) -> None:
         node = node_of(proto, "Split")

@@ -115,7 +115,7 @@ def test_fused_activations_with_and_without_bias() -> None:
     def model(middle: Middle) -> ModelProto:
         b = Builder(0)
         x = middle(b, b.node("MatMul", "x", b.weight(3, C)))
-        return b.model({"x": ["n", 3]}, {(y := b.node("MatMul", x, b.weight(C, 3))): ["n", 3]})
+        return b.model({"x": ["n", 3]}, {b.node("MatMul", x, b.weight(C, 3)): ["n", 3]})
 
     found, *_ = assert_cut_equals_mask(model(gelu), 1)
     assert found.widths() == [(1, C)]

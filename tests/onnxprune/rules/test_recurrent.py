@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
+from tests.builder import Builder
 from tests.oracle import assert_cut_equals_mask, cut_at, flow_of, random_removed
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -34,87 +35,40 @@ def cells(
         states: "" for none, else how initial states come: "zeros", "learned", "input".
         last: the second cell hands on its last state, not the sequence.
     """
-    rng = np.random.default_rng(seed)
-    weights: list[TensorProto] = []
-    nodes = []
-
-    def weight(name: str, *shape: int) -> str:
-        array = rng.standard_normal(shape).astype(np.float32) * 0.5
-        weights.append(numpy_helper.from_array(array, name))
-        return name
-
-    def constant(name: str, values: Any) -> str:
-        weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
-    nodes.append(helper.make_node("MatMul", ["x", weight("first", 3, INPUTS)], ["x0"]))
+    b = Builder(seed)
+    if directions == 2:
+        attributes["direction"] = "bidirectional"
+    lengths = b.add([4, 2], np.int32) if "lengths" in extra else ""
+    zeros = ""
     if states == "zeros":
-        shape = constant("shape", [2 * directions, 2, HIDDEN])
-        nodes.append(helper.make_node("ConstantOfShape", [shape], ["zeros"]))
-    for number in range(2):
-        width = INPUTS if number == 0 else HIDDEN * directions
+        zeros = b.node("ConstantOfShape", b.ints(2 * directions, 2, HIDDEN))
+    h = b.node("MatMul", "x", b.weight(3, INPUTS))
+    for number, width in enumerate((INPUTS, HIDDEN * directions)):
         gates = GATES[op] * HIDDEN
-        operands = [
-            f"x{number}",
-            weight(f"W{number}", directions, gates, width),
-            weight(f"R{number}", directions, gates, HIDDEN),
-            weight(f"B{number}", directions, 2 * gates),
-            "lengths" if "lengths" in extra else "",
-        ]
-        for state in STATES[op][1:]:
-            operands.append(_state(states, state, number, directions, nodes, weight, constant))
-        if "peepholes" in extra:
-            operands.append(weight(f"P{number}", directions, 3 * HIDDEN))
-        out = [f"y{number}", f"h{number}"]
-        direction = "bidirectional" if directions == 2 else attributes.get("direction", "forward")
-        given = {k: v for k, v in attributes.items() if k != "direction"}
-        nodes.append(
-            helper.make_node(
-                op, operands, out, f"cell{number}", hidden_size=HIDDEN, direction=direction, **given
-            )
-        )
-        flat = constant(f"flat{number}", [0, 0, -1])
-        name = "hn" if last and number else f"y{number}"
-        perm = [1, 0, 2] if last and number else [0, 2, 1, 3]
-        source = f"h{number}" if last and number else name
-        nodes.append(helper.make_node("Transpose", [source], [f"t{number}"], perm=perm))
-        shape = constant("row", [0, -1]) if last and number else flat
-        nodes.append(helper.make_node("Reshape", [f"t{number}", shape], [f"x{number + 1}"]))
-    nodes.append(
-        helper.make_node("MatMul", ["x2", weight("last", HIDDEN * directions, CLASSES)], ["out"])
-    )
+        shapes = (directions, gates, width), (directions, gates, HIDDEN), (directions, 2 * gates)
+        given = [_state(b, states, name, number, directions, zeros) for name in STATES[op][1:]]
+        peepholes = [b.weight(directions, 3 * HIDDEN)] if "peepholes" in extra else []
+        operands = [h, *(b.weight(*s) for s in shapes), lengths, *given, *peepholes]
+        h = b.node(op, *operands, outputs=2, hidden_size=HIDDEN, **attributes)
+        if last and number:
+            h = b.node("Reshape", b.node("Transpose", f"{h}_1", perm=[1, 0, 2]), b.ints(0, -1))
+        else:
+            h = b.node("Reshape", b.node("Transpose", h, perm=[0, 2, 1, 3]), b.ints(0, 0, -1))
+    y = b.node("MatMul", h, b.weight(HIDDEN * directions, CLASSES))
     batch: int | str = 2 if states or extra else "n"
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, batch, 3])]
-    if "lengths" in extra:
-        weights.append(numpy_helper.from_array(np.array([4, 2], np.int32), "lengths"))
+    inputs: dict[str, list[int | str]] = {"x": [4, batch, 3]}
     if states == "input":
-        inputs += [
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, [directions, 2, HIDDEN])
-            for n in STATES[op][1:]
-        ]
-    ends = [batch, CLASSES] if last else [4, batch, CLASSES]
-    outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, ends)]
-    graph = helper.make_graph(nodes, "cells", inputs, outputs, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        inputs |= {name: [directions, 2, HIDDEN] for name in STATES[op][1:]}
+    return b.model(inputs, {y: [batch, CLASSES] if last else [4, batch, CLASSES]}, opset=17)
 
 
-def _state(
-    kind: str, state: str, number: int, directions: int, nodes: Any, weight: Any, constant: Any
-) -> str:
-    name = f"{state}{number}"
+def _state(b: Builder, kind: str, name: str, number: int, directions: int, zeros: str) -> str:
     if kind == "learned":
-        return str(weight(name, directions, 2, HIDDEN))
-    if kind == "input":
-        return state
+        return b.weight(directions, 2, HIDDEN)
     if kind == "zeros":
-        bounds = [
-            constant(f"{name}_from", [number * directions]),
-            constant(f"{name}_to", [(number + 1) * directions]),
-            constant(f"{name}_axis", [0]),
-        ]
-        nodes.append(helper.make_node("Slice", ["zeros", *bounds], [name]))
-        return name
-    return ""
+        bounds = b.ints(number * directions), b.ints((number + 1) * directions), b.ints(0)
+        return b.node("Slice", zeros, *bounds)
+    return name if kind == "input" else ""
 
 
 CASES = [
@@ -151,16 +105,17 @@ def test_cutting_equals_silencing(case: dict[str, Any], seed: int) -> None:
 def test_directions_keep_units_of_their_own() -> None:
     """Both directions keep equal counts, not the same units."""
     found = flow_of(cells("LSTM", 2))
-    dim = next(d for d in found.dims.free if d.name == "W0")
+    first = next(n for n in found.model.nodes if n.op == "LSTM")
+    dim = next(d for d in found.dims.free if d.name == first.inputs[1])
     removed = np.zeros(found.dims.count, np.bool_)
     removed[dim.parts[0][:4]] = True
     removed[dim.parts[1][2:]] = True
     made = cut_at(found, removed)
-    rows = made.model.array("W0")
-    whole = found.model.array("W0").reshape(2, 4, HIDDEN, INPUTS)
+    rows = made.model.array(first.inputs[1])
+    whole = found.model.array(first.inputs[1]).reshape(2, 4, HIDDEN, INPUTS)
     assert np.array_equal(rows[0].reshape(4, 2, INPUTS), whole[0][:, 4:])
     assert np.array_equal(rows[1].reshape(4, 2, INPUTS), whole[1][:, :2])
-    cell = next(n for n in made.model.nodes if n.name == "cell0")
+    cell = next(n for n in made.model.nodes if n.op == "LSTM")
     assert cell.attr("hidden_size") == 2
 
 
@@ -175,8 +130,9 @@ def test_a_state_of_zeros_is_left_out() -> None:
     """Zeros are the default: what the exporter computes for all cells at once ties nothing."""
     found = flow_of(cells("LSTM", 2, states="zeros"))
     made = cut_at(found, random_removed(found.dims, 1))
-    for number in range(2):
-        cell = next(n for n in made.model.nodes if n.name == f"cell{number}")
+    made_cells = [n for n in made.model.nodes if n.op == "LSTM"]
+    assert len(made_cells) == 2
+    for cell in made_cells:
         assert cell.input(5) == cell.input(6) == ""
 
 

@@ -80,7 +80,8 @@ def test_computed_axes_hold_everything() -> None:
     """Nobody knows what is summed."""
     b = Builder(0)
     x = b.node("MatMul", "x", b.weight(3, C))
-    axes = b.node("Unsqueeze", b.node("Cast", b.node("ReduceMax", "x", keepdims=0), to=7), b.ints(0))
+    axis = b.node("Cast", b.node("ReduceMax", "x", keepdims=0), to=7)
+    axes = b.node("Unsqueeze", axis, b.ints(0))
     y = b.node("ReduceSum", x, axes, keepdims=1)
     found = flow_of(b.model({"x": [2, 3]}, {y: ["a", "b"]}))
     assert found.widths() == []
