@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import wraps
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from onnx import ModelProto
 
-from onnxprune import data as datasets
-from onnxprune import planfile
-from onnxprune.blame import blaming, refuse_crashes
-from onnxprune.checkpoint import apply_to_file
-from onnxprune.cut import Cut
-from onnxprune.data import ImageOptions, Source
-from onnxprune.dims import Dims
-from onnxprune.errors import ToolDefect, UsageError, did_you_mean
-from onnxprune.gates import evaluate_gates
-from onnxprune.graph import Model
+from onnxprune import opening
+from onnxprune.cutting.cut import Cut
+from onnxprune.errors import ToolDefect, UsageError
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
-from onnxprune.normalize import Normalized, normalize_with_origins
+from onnxprune.model.graph import Model
+from onnxprune.model.storage import check_target, load, save
+from onnxprune.normal.normalize import Normalized
+from onnxprune.opening import ModelSource, Progress, Shapes, blames_the_model
 from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
-from onnxprune.plan import Plan
+from onnxprune.planning.plan import Plan
 from onnxprune.recipe import (
     CLEAN_UPS,
     PruneOptions,
@@ -37,15 +31,12 @@ from onnxprune.recipe import (
     prune_passes,
     verify_passes,
 )
+from onnxprune.records import planfile
+from onnxprune.records.checkpoint import apply_to_file
 from onnxprune.report import document, text
 from onnxprune.rules import load_rules
-from onnxprune.shapes import Shape
-from onnxprune.storage import check_target, load, save
-
-ModelSource = str | Path | ModelProto
-Progress = Callable[[str], None]
-Shapes = Mapping[str, Shape]
-Command = TypeVar("Command", bound=Callable[..., Any])
+from onnxprune.samples.data import ImageOptions, Source
+from onnxprune.verification.gates import evaluate_gates
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +80,6 @@ class Result:
         return text.render(self.content)
 
 
-def blames_the_model(function: Command) -> Command:
-    """Make what a broken model causes an error about the model; it is the first argument."""
-
-    @wraps(function)
-    def guarded(model: Any, *args: Any, **given: Any) -> Any:
-        with blaming(model, given.get("custom_ops", ())):
-            return function(model, *args, **given)
-
-    return cast(Command, guarded)
-
-
 @blames_the_model
 def prune(
     model: ModelSource,
@@ -132,27 +112,27 @@ def prune(
         PruneError: of a kind that says what is wrong with the input, the options or the budget.
         ToolDefect: the result would be wrong; nothing is written.
     """
-    chosen, comparison = _split(options, PruneOptions, VerifyOptions)
+    chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
     check_options(chosen)
     check_comparison(comparison)
-    targets = [] if out is None or dry_run else _targets(Path(out), plan_path)
+    targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
     for target in targets:
-        check_target(target, _paths(model, data, evaluation), overwrite)
-    state = _start(model, shape, chosen.seed, progress)
-    _read_data(state, evaluation if evaluation is not None else data, limit, images)
+        check_target(target, opening.paths(model, data, evaluation), overwrite)
+    state = opening.start(model, shape, chosen.seed, progress)
+    opening.read_data(state, evaluation if evaluation is not None else data, limit, images)
     steps = prune_passes(chosen, has_data=data is not None)
     PassManager(steps[:-1] if dry_run else steps).run(state)
     plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
     findings = {} if dry_run else _verified(state, comparison)
-    with _timed(state, "save"):
+    with opening.timed(state, "save"):
         if targets:
             save(state.model, targets[0], overwrite=overwrite)
         if targets and plan is not None:
             planfile.write(plan, targets[1], overwrite=overwrite)
     content = document.prune_document(state, findings) | {
-        "model": _shown(model),
-        "output": _shown(targets[0]) if targets else None,
-        "plan": _shown(targets[1]) if targets and plan is not None else None,
+        "model": opening.shown(model),
+        "output": opening.shown(targets[0]) if targets else None,
+        "plan": opening.shown(targets[1]) if targets and plan is not None else None,
     }
     return Result(content, state.model, planfile.document(plan) if plan else None)
 
@@ -169,8 +149,8 @@ def inspect(
     progress: Progress | None = None,
 ) -> Result:
     """What could be cut, what not, and why; `data` gives the sizes that cost is counted at."""
-    state = _start(model, shape, seed, progress)
-    _read_data(state, data, limit, images)
+    state = opening.start(model, shape, seed, progress)
+    opening.read_data(state, data, limit, images)
     PassManager([FindDims()]).run(state)
     return Result(document.inspect_document(state))
 
@@ -195,11 +175,11 @@ def verify(
     Args:
         options: fields of `recipe.VerifyOptions`.
     """
-    (comparison,) = _split(options, VerifyOptions)
+    (comparison,) = opening.split(options, VerifyOptions)
     check_comparison(comparison)
-    state = _start(reference, shape, comparison.seed, progress)
+    state = opening.start(reference, shape, comparison.seed, progress)
     state.subject = Subject(load(candidate), state.subject.given)
-    _read_data(state, data, limit, images)
+    opening.read_data(state, data, limit, images)
     findings = PassManager(verify_passes(comparison)).run(state).by_level
     limits = {
         "max-drop": max_drop,
@@ -226,7 +206,7 @@ def apply(
         weights: cut this checkpoint instead; `model` is then the plan, or, where `plan` is given
             too, the model whose weights tell which tensor of the checkpoint is which.
     """
-    paths = _paths(model, plan, weights)
+    paths = opening.paths(model, plan, weights)
     if out is not None:
         check_target(out, paths, overwrite)
     if weights is not None:
@@ -234,7 +214,7 @@ def apply(
     if plan is None:
         raise UsageError("the plan is missing", hint="onnxprune apply MODEL PLAN -o OUT")
     written = planfile.read(plan)
-    state = _start(model, written.sizes, written.seed, progress)
+    state = opening.start(model, written.sizes, written.seed, progress)
     planfile.expect(written, "original", state.original.model)
     PassManager(clean_ups(n for n in written.recipe if n in CLEAN_UPS)).run(state)
     planfile.expect(written, "normalised", state.model)
@@ -242,7 +222,7 @@ def apply(
     PassManager([CutChannels()], given=state.facts).run(state)
     if out is not None:
         save(state.model, out, overwrite=overwrite)
-    content = document.apply_document(state) | {"output": _shown(out)}
+    content = document.apply_document(state) | {"output": opening.shown(out)}
     return Result(content, state.model, planfile.document(written))
 
 
@@ -256,11 +236,11 @@ def normalize(
 ) -> Result:
     """The form of a model that plans refer to: same interface, same outputs to 1e-6."""
     if out is not None:
-        check_target(out, _paths(model), overwrite)
-    state = _start(model, None, 0, progress)
+        check_target(out, opening.paths(model), overwrite)
+    state = opening.start(model, None, 0, progress)
     if out is not None:
         save(state.model, out, overwrite=overwrite)
-    return Result(document.normalize_document(state, _shown(out)), state.model)
+    return Result(document.normalize_document(state, opening.shown(out)), state.model)
 
 
 def list_passes() -> Result:
@@ -274,79 +254,6 @@ def list_ops() -> Result:
 
 
 # --- what they share ---------------------------------------------------------------------------
-
-
-def _silent(_: str) -> None:
-    """No progress."""
-
-
-@contextmanager
-def _timed(state: State, name: str) -> Iterator[None]:
-    state.progress(name)
-    begin = time.perf_counter()
-    yield
-    state.seconds[name] = time.perf_counter() - begin
-
-
-def _split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
-    """Instances of option classes; an option may belong to several.
-
-    Raises: UsageError: an option belongs to none.
-    """
-    known = {f.name for kind in kinds for f in fields(kind)}
-    for name in options:
-        if name not in known:
-            raise UsageError(f"no option is named `{name}`", hint=did_you_mean(name, known))
-    return [
-        kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
-        for kind in kinds
-    ]
-
-
-def _targets(out: Path, plan_path: str | Path | None) -> list[Path]:
-    return [out, Path(plan_path) if plan_path else out.with_suffix(".plan.json")]
-
-
-def _paths(*sources: Any) -> list[str | Path]:
-    """Those sources that are files."""
-    return [s for s in sources if isinstance(s, (str, Path)) and Path(s).is_file()]
-
-
-def _shown(path: Any) -> str | None:
-    """A path as text; None for what lies in memory."""
-    return str(path) if isinstance(path, (str, Path)) else None
-
-
-def _start(
-    model: ModelSource, shape: Shapes | None, seed: int, progress: Progress | None
-) -> State:
-    """The state that a recipe begins with: the model as loaded, and its normalised form."""
-    report = progress or _silent
-    report("load")
-    begin = time.perf_counter()
-    loaded = load(model)
-    refuse_crashes(loaded, model)
-    loaded_at = time.perf_counter()
-    report("normalize")
-    found = normalize_with_origins(loaded)
-    subject = Subject(found.model, dict(shape or {}))
-    seconds = {"load": loaded_at - begin, "normalize": time.perf_counter() - loaded_at}
-    before: dict[type, Any] = {Normalized: found}
-    return State(Subject(loaded), subject, seed, progress=report, seconds=seconds, before=before)
-
-
-def _read_data(
-    state: State, source: Source | None, limit: int | None, images: ImageOptions | None
-) -> None:
-    """Samples into the state; their shapes stand in where the user names none."""
-    if source is None:
-        return
-    state.data = datasets.load(
-        source, state.original.model.inputs, limit=limit, seed=state.seed, image_options=images
-    )
-    state.warnings += state.data.warnings
-    given = state.data.shapes() | state.subject.given
-    state.subject = Subject(state.subject.model, given)
 
 
 def _apply_weights(
@@ -366,13 +273,13 @@ def _apply_weights(
     known = None if plan is None else load(model)
     made = apply_to_file(planfile.read(path), weights, out, model=known, overwrite=overwrite)
     content = document.recut_document(made.cut, made.missing)
-    return Result(content | {"output": _shown(out)})
+    return Result(content | {"output": opening.shown(out)})
 
 
 def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:
     """The plan of a cut, with what is needed to repeat it."""
     subject, normal = state.history[-1], state.past(Normalized)
-    with _timed(state, "record"):
+    with opening.timed(state, "record"):
         return planfile.record(
             state.past(Plan),
             state.past(Dims),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnxprune.child import try_in_child
+from onnxprune.backend.child import try_in_child
 from onnxprune.errors import ModelError, PruneError, ToolDefect
-from onnxprune.graph import Model
-from onnxprune.storage import save
-from onnxprune.valid import CHECKS, refusal
+from onnxprune.model.graph import Model
+from onnxprune.model.storage import save
+from onnxprune.shape.valid import CHECKS, refusal
 
 # A child starts Python and ONNX Runtime, loads the model, and runs it once.
 CHILD_SECONDS = 60.0

@@ -15,7 +15,7 @@ from onnxprune import __version__
 from onnxprune.errors import PruneError, ToolDefect, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from onnxprune.api import Progress
+    from onnxprune.opening import Progress
 
 DEFECT, USAGE, GATE, INTERRUPTED = 1, 2, 3, 130
 REPORT_DEFECT = "please report this, with the model and the options used"
@@ -294,7 +294,7 @@ def _join_image_options(given: dict[str, Any]) -> None:
     mean, std = given.pop("mean"), given.pop("std")
     if not any((size, layout, mean, std)):
         return
-    from onnxprune.images import ImageOptions
+    from onnxprune.samples.images import ImageOptions
 
     found: dict[str, Any] = {"layout": layout}
     try:

@@ -9,12 +9,12 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from onnxprune.cost import Cost, model_cost
 from onnxprune.errors import UsageError, did_you_mean
-from onnxprune.graph import Model
+from onnxprune.model.graph import Model
+from onnxprune.planning.cost import Cost, model_cost
 from onnxprune.rules import load_rules
-from onnxprune.shapes import Shape, Shapes
-from onnxprune.sizes import Sizes, choose
+from onnxprune.shape.shapes import Shape, Shapes
+from onnxprune.shape.sizes import Sizes, choose
 
 Fact = TypeVar("Fact")
 Progress = Callable[[str], None]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from onnxprune.cost import TARGETS
+from onnxprune.backend.runtime import provider_name
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.manager import AnyPass, installed, make_pass
-from onnxprune.metrics import find as find_metric
-from onnxprune.runtime import provider_name
+from onnxprune.planning.cost import TARGETS
+from onnxprune.samples.metrics import find as find_metric
 
 CLEAN_UPS = ("clean-constant", "clean-duplicate", "clean-unread")
 DEFAULT_SCORE = "in-out"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.cleaning import add_biases, bias_changes, largest_cut
-from onnxprune.dims import Dims
-from onnxprune.graph import Model
-from onnxprune.liveness import find_live
+from onnxprune.cleanup.cleaning import add_biases, bias_changes, largest_cut
+from onnxprune.cleanup.liveness import find_live
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewrite, Rewritten, State
+from onnxprune.model.graph import Model
 from onnxprune.passes.clean_up import adopt, knowledge
 from onnxprune.passes.cut_channels import proved_cut
 

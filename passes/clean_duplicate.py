@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxprune.cleaning import largest_cut, with_weights
-from onnxprune.dims import Dims
-from onnxprune.duplicates import find_twins
-from onnxprune.graph import Model
+from onnxprune.cleanup.cleaning import largest_cut, with_weights
+from onnxprune.cleanup.duplicates import find_twins
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewrite, Rewritten, State, Subject
+from onnxprune.model.graph import Model
 from onnxprune.passes.clean_up import adopt, knowledge
 from onnxprune.passes.cut_channels import proved_cut
 

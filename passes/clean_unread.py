@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxprune.branches import without_idle_branches
-from onnxprune.cleaning import largest_cut
-from onnxprune.dims import Dims
-from onnxprune.graph import Model
-from onnxprune.liveness import find_live
+from onnxprune.cleanup.branches import without_idle_branches
+from onnxprune.cleanup.cleaning import largest_cut
+from onnxprune.cleanup.liveness import find_live
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewrite, Rewritten, State, Subject
+from onnxprune.model.graph import Model
 from onnxprune.passes.clean_up import adopt, knowledge
 from onnxprune.passes.cut_channels import proved_cut
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from onnxprune.cleaning import LIMIT, difference
-from onnxprune.deduce import deduce
-from onnxprune.dims import Dims
+from onnxprune.cleanup.cleaning import LIMIT, difference
+from onnxprune.cleanup.deduce import deduce
+from onnxprune.cleanup.knowledge import Knowledge
 from onnxprune.errors import PruneError
-from onnxprune.graph import Model
-from onnxprune.knowledge import Knowledge
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewritten, State, Subject
+from onnxprune.model.graph import Model
 from onnxprune.passes.find_dims import FindDims
 
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.cut import Cut, cut
-from onnxprune.dims import BoolArray, Dims
+from onnxprune.cutting.cut import Cut, cut
+from onnxprune.cutting.oracle import Expected, expected
+from onnxprune.cutting.proof import Kept, prove
 from onnxprune.errors import ToolDefect
+from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Rewrite, Rewritten, State
-from onnxprune.oracle import Expected, expected
-from onnxprune.plan import Plan, drop_rows
-from onnxprune.proof import Kept, prove
+from onnxprune.planning.plan import Plan, drop_rows
 from onnxprune.rules import load_rules
 
 # float32 sums reorder when channels go; a wrong channel is off by 1e-2 and more.

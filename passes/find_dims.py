@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.dims import Dims, find_dims
-from onnxprune.flow import Flow, walk
+from onnxprune.identity.dims import Dims, find_dims
+from onnxprune.identity.flow import Flow, walk
 from onnxprune.manager import Analysis, State
 from onnxprune.rules import load_rules
 

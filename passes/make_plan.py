@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from onnxprune.allocate import ALLOCATORS
-from onnxprune.cost import CostModel
-from onnxprune.dims import Dims
 from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.identity.dims import Dims
+from onnxprune.identity.occurrences import names_of
 from onnxprune.manager import Analysis, State
-from onnxprune.occurrences import names_of
-from onnxprune.plan import Limits, Plan
-from onnxprune.planner import Planner
+from onnxprune.planning.allocate import ALLOCATORS
+from onnxprune.planning.cost import CostModel
+from onnxprune.planning.plan import Limits, Plan
+from onnxprune.planning.planner import Planner
+from onnxprune.planning.scores import Scores
 from onnxprune.rules import load_rules
-from onnxprune.scores import Scores
 
 Names = dict[int, frozenset[str]]
 """What a pattern may call each Dim, by Dim index."""

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import FloatArray, Scores, Touches, finish, grams
+from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, grams
 
 
 @dataclass(frozen=True)

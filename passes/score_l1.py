@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import Scores, Touches, finish
+from onnxprune.planning.scores import Scores, Touches, finish
 
 
 @dataclass(frozen=True)

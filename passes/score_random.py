@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import Scores
+from onnxprune.planning.scores import Scores
 
 
 @dataclass(frozen=True)

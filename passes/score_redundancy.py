@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.dims import Dims
 from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.scores import FloatArray, Scores, Touches, finish, grams
+from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, grams
 
 # Keeps the inverse of the inner products finite where there are more filters than weights in one.
 RIDGE = 1e-4

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxprune.dataset import batch_axes
+from onnxprune.backend.feeds import Spec
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.feeds import Spec
-from onnxprune.graph import Model
-from onnxprune.latency import as_json, environment, measure_sessions
 from onnxprune.manager import State, Verification
-from onnxprune.shapes import Shape
-from onnxprune.trials import (
+from onnxprune.model.graph import Model
+from onnxprune.samples.dataset import batch_axes
+from onnxprune.shape.shapes import Shape
+from onnxprune.verification.latency import as_json, environment, measure_sessions
+from onnxprune.verification.trials import (
     Pair,
     Trial,
     Unmeasured,

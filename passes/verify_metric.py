@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxprune.backend.feeds import Array
 from onnxprune.errors import DataError, UsageError, did_you_mean
-from onnxprune.feeds import Array
 from onnxprune.manager import State, Verification
-from onnxprune.metrics import Metric, agreement, default, find
-from onnxprune.outputs import Batch, Outputs, by_sample, outputs_of_both
-from onnxprune.trials import Unmeasured, plain
+from onnxprune.samples.metrics import Metric, agreement, default, find
+from onnxprune.verification.outputs import Batch, Outputs, by_sample, outputs_of_both
+from onnxprune.verification.trials import Unmeasured, plain
 
 BETTER = {"": None, "higher": True, "lower": False}
 

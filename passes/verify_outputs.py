@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxprune.compare import Comparer, Comparison
 from onnxprune.errors import ModelError
 from onnxprune.manager import State, Verification
-from onnxprune.outputs import Batch, by_sample, outputs_of_both
-from onnxprune.trials import Unmeasured, plain
+from onnxprune.verification.compare import Comparer, Comparison
+from onnxprune.verification.outputs import Batch, by_sample, outputs_of_both
+from onnxprune.verification.trials import Unmeasured, plain
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxprune.backend.feeds import Spec
 from onnxprune.errors import ModelError
-from onnxprune.feeds import Spec
-from onnxprune.graph import Model
 from onnxprune.manager import State, Subject, Verification
-from onnxprune.outputs import seeded_runs
-from onnxprune.shapes import Shape
-from onnxprune.trials import Unmeasured, plain, sized
+from onnxprune.model.graph import Model
+from onnxprune.shape.shapes import Shape
+from onnxprune.verification.outputs import seeded_runs
+from onnxprune.verification.trials import Unmeasured, plain, sized
 
 Form = tuple[str, Shape]
 

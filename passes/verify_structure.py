@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from onnx import TypeProto, ValueInfoProto, helper
 
-from onnxprune.checks import check as check_model
 from onnxprune.errors import ModelError
-from onnxprune.graph import Model, plain_domain
 from onnxprune.manager import State, Verification
-from onnxprune.valid import CHECKS, TOO_LARGE, refusal
+from onnxprune.model.checks import check as check_model
+from onnxprune.model.graph import Model, plain_domain
+from onnxprune.shape.valid import CHECKS, TOO_LARGE, refusal
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.dims import Dims
-from onnxprune.feeds import model_inputs
-from onnxprune.graph import Model
+from onnxprune.backend.feeds import model_inputs
+from onnxprune.cutting.oracle import relative
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import PassManager, State, Subject, make_pass
-from onnxprune.normalize import normalize
-from onnxprune.oracle import relative
-from onnxprune.storage import load
+from onnxprune.model.graph import Model
+from onnxprune.model.storage import load
+from onnxprune.normal.normalize import normalize
 from tests.oracle import run
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

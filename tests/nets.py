@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.dims import Dims
-from onnxprune.graph import Model
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import AnyPass, PassManager, State, Subject
+from onnxprune.model.graph import Model
 from onnxprune.passes.find_dims import FindDims
-from onnxprune.scores import Scores
+from onnxprune.planning.scores import Scores
 from tests.builder import Builder
 
 

@@ -9,19 +9,19 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from onnxprune.cost import CostModel, model_cost
-from onnxprune.cut import Cut, cut
-from onnxprune.dims import BoolArray, Dim, Dims, find_dims
-from onnxprune.feeds import Array, seeded_inputs
-from onnxprune.flow import Flow, walk
-from onnxprune.graph import Model
-from onnxprune.oracle import mask, relative
+from onnxprune.backend.feeds import Array, seeded_inputs
+from onnxprune.backend.runtime import session
+from onnxprune.cutting.cut import Cut, cut
+from onnxprune.cutting.oracle import mask, relative
+from onnxprune.cutting.proof import Kept, prove
+from onnxprune.identity.dims import BoolArray, Dim, Dims, find_dims
+from onnxprune.identity.flow import Flow, walk
+from onnxprune.model.graph import Model
 from onnxprune.passes.cut_channels import REORDER_ROUNDS
-from onnxprune.proof import Kept, prove
+from onnxprune.planning.cost import CostModel, model_cost
 from onnxprune.rules import load_rules
-from onnxprune.runtime import session
-from onnxprune.shapes import Shapes
-from onnxprune.sizes import Sizes, choose
+from onnxprune.shape.shapes import Shapes
+from onnxprune.shape.sizes import Sizes, choose
 
 TOLERANCE = 1e-4
 

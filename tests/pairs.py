@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from onnxprune.dataset import Dataset, check
-from onnxprune.feeds import Array, Spec
-from onnxprune.graph import Model
+from onnxprune.backend.feeds import Array, Spec
 from onnxprune.manager import State, Subject
+from onnxprune.model.graph import Model
+from onnxprune.samples.dataset import Dataset, check
 from tests.builder import Builder
 
 FEATURES, CLASSES = 5, 3

@@ -7,19 +7,19 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxprune import planfile
-from onnxprune.cut import Cut
-from onnxprune.dims import Dims
-from onnxprune.graph import Model
+from onnxprune.cutting.cut import Cut
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import PassManager, State, Subject
-from onnxprune.normalize import normalize_with_origins
+from onnxprune.model.graph import Model
+from onnxprune.model.storage import load
+from onnxprune.normal.normalize import normalize_with_origins
 from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.make_plan import MakePlan
 from onnxprune.passes.score_l2 import ScoreL2
-from onnxprune.plan import Plan
-from onnxprune.planfile import PlanFile
-from onnxprune.storage import load
+from onnxprune.planning.plan import Plan
+from onnxprune.records import planfile
+from onnxprune.records.planfile import PlanFile
 from tests.builder import Builder
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.cost import CostModel
-from onnxprune.plan import Limits, Plan
-from onnxprune.planner import Planner
+from onnxprune.planning.cost import CostModel
+from onnxprune.planning.plan import Limits, Plan
+from onnxprune.planning.planner import Planner
+from onnxprune.planning.scores import FloatArray
 from onnxprune.rules import load_rules
-from onnxprune.scores import FloatArray
-from onnxprune.sizes import choose
+from onnxprune.shape.sizes import choose
 from tests.builder import Builder
 from tests.oracle import Followed, flow_of
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnxprune.rules import load_rules
-from tests.test_house import ENGINE, LAYERS, layer
+from tests.test_house import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -31,17 +31,23 @@ def operators() -> str:
 
 
 def modules() -> str:
-    """One line a module, in the order of the layers."""
-    said: dict[str, str] = {}
-    for path in ENGINE:
-        name = layer(path)
-        is_room = len(path.parts) == 2 or path.name == "__init__.py"
-        if is_room and path.parts[0] != "passes":
-            text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
-            said[name] = " ".join(text.split("\n\n")[0].split())
-    said["passes"] = "The passes: scores, plan, cut, clean-ups, verification; one a file."
-    order = [name for name in LAYERS if name in said]
-    return "\n".join(["| module | |", "|---|---|", *(f"| `{n}` | {said[n]} |" for n in order)])
+    """One line a module, by package, in the order of the layers."""
+    lines = ["| module | what lives there |", "|---|---|"]
+    for line in LAYERS:
+        package, _, names = line.rpartition(":")
+        if package:
+            folder = ROOT / ("passes" if package == "passes" else f"onnxprune/{package}")
+            lines.append(f"| **{package}/** | {_said(folder / '__init__.py')} |")
+        for name in names.split():
+            path = ROOT / "onnxprune" / package / f"{name}.py"
+            lines.append(f"| `{f'{package}/' if package else ''}{name}` | {_said(path)} |")
+    return "\n".join(lines)
+
+
+def _said(path: Path) -> str:
+    """The first paragraph of a file's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 PARTS: dict[str, Callable[[], str]] = {"operators": operators, "modules": modules}

@@ -17,11 +17,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 FOLLOW_THE_RULE = """
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from onnxprune.dims import find_dims
-from onnxprune.flow import Flow, walk
-from onnxprune.graph import Model
+from onnxprune.identity.dims import find_dims
+from onnxprune.identity.flow import Flow, walk
+from onnxprune.model.graph import Model
 from onnxprune.rules import load_rules
-from onnxprune.sizes import choose
+from onnxprune.shape.sizes import choose
 
 rng = np.random.default_rng(0)
 w, v = (rng.standard_normal(s).astype(np.float32) for s in ((6, 3, 1, 1), (4, 6, 1, 1)))
@@ -43,11 +43,11 @@ assert [d.size for d in dims.free] == [6], [(d.name, d.pinned) for d in dims.dim
 """
 
 USE_THE_PASS = """
-from onnxprune.graph import Model
+from onnxprune.model.graph import Model
 from onnxprune.manager import PassManager, State, Subject
 from onnxprune.passes.find_dims import FindDims
-from onnxprune.storage import load
-from onnxprune.normalize import normalize
+from onnxprune.model.storage import load
+from onnxprune.normal.normalize import normalize
 
 subject = Subject(normalize(load("models/digits_resnet/model.onnx")))
 for reverse in (False, True):

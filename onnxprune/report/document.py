@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from onnxprune.cost import Cost
-from onnxprune.dims import Dim, Dims
-from onnxprune.graph import Model
+from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State, installed
-from onnxprune.plan import Plan
+from onnxprune.model.graph import Model
+from onnxprune.planning.cost import Cost
+from onnxprune.planning.plan import Plan
 from onnxprune.report.shares import prunable_params, shares
 from onnxprune.rules import load_rules
 from onnxprune.rules.registry import Rules
-from onnxprune.shapes import Shape
+from onnxprune.shape.shapes import Shape
 
 SCHEMA = "onnxprune/{command}/1"
 

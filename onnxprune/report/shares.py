@@ -9,13 +9,13 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.cost import node_macs
-from onnxprune.dims import Dims
-from onnxprune.fields import Field
-from onnxprune.graph import Model
+from onnxprune.identity.dims import Dims
+from onnxprune.identity.fields import Field
+from onnxprune.model.graph import Model
+from onnxprune.planning.cost import node_macs
+from onnxprune.planning.weights import learned
 from onnxprune.rules.registry import Rules
-from onnxprune.shapes import Shapes
-from onnxprune.weights import learned
+from onnxprune.shape.shapes import Shapes
 
 
 @dataclass(frozen=True)

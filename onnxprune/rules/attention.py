@@ -8,13 +8,13 @@ from math import prod, sqrt
 
 import numpy as np
 
-from onnxprune.combine import Combiner, Operand, Result, combine
-from onnxprune.fields import Field, IntArray, along, place
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.combine import Combiner, Operand, Result, combine
+from onnxprune.identity.fields import Field, IntArray, along, place
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules
 from onnxprune.rules.wiring import Wiring
-from onnxprune.shapes import Shape
+from onnxprune.shape.shapes import Shape
 
 Axes = tuple[str | None, ...]
 CONTRIB = "com.microsoft"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.combine import Operand, Result, combine
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.combine import Operand, Result, combine
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import rules
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.fields import Field, IntArray, Shape
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.fields import Field, IntArray, Shape
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import rules
 
 Moved = list[tuple[IntArray, Sequence[int]]]

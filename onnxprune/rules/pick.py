@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.fields import Field, IntArray
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
-from onnxprune.kernels import is_flat_order, slice_arguments
+from onnxprune.identity.fields import Field, IntArray
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.move import is_static, same_at_both, settle_all, shape_pairs, split_held
 from onnxprune.rules.registry import rules
+from onnxprune.shape.kernels import is_flat_order, slice_arguments
 
 
 @rules.on("Slice")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import prod
 
-from onnxprune.combine import Operand, Result, combine
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.combine import Operand, Result, combine
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.linear import product_labels
 from onnxprune.rules.registry import ShapeOf, rules
 from onnxprune.rules.wiring import Wiring
-from onnxprune.shapes import Shape
+from onnxprune.shape.shapes import Shape
 
 Axes = tuple[str | None, ...]
 CONTRIB = "com.microsoft"

@@ -6,13 +6,13 @@ from math import prod
 
 import numpy as np
 
-from onnxprune.combine import Combiner, Operand, Result
-from onnxprune.fields import Field, IntArray, place
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.combine import Combiner, Operand, Result
+from onnxprune.identity.fields import Field, IntArray, place
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import ShapeOf, rules
 from onnxprune.rules.wiring import Wiring
-from onnxprune.shapes import Shape
+from onnxprune.shape.shapes import Shape
 
 Axes = tuple[str | None, ...]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from onnxprune.combine import Operand, Result, combine
-from onnxprune.fields import Field
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
-from onnxprune.kernels import axes_argument
+from onnxprune.identity.combine import Operand, Result, combine
+from onnxprune.identity.fields import Field
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import rules
+from onnxprune.shape.kernels import axes_argument
 
 # Zeroing a channel leaves these sums as removing it does.
 EXACT = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
-from onnxprune.shapes import Shape
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
+from onnxprune.shape.shapes import Shape
 
 if TYPE_CHECKING:
     from onnxprune.rules.wiring import Wiring

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph import Node
-from onnxprune.kernels import is_flat_order, slice_arguments
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import rules
 from onnxprune.rules.wiring import Ints, Wiring
-from onnxprune.shapes import Shape
+from onnxprune.shape.kernels import is_flat_order, slice_arguments
+from onnxprune.shape.shapes import Shape
 
 
 @rules.rewire("Reshape")

@@ -5,13 +5,13 @@ An axis that is indexed is held: its positions are numbers in another tensor. Th
 
 from __future__ import annotations
 
-from onnxprune.combine import Operand, Result, combine
-from onnxprune.fields import Field
-from onnxprune.flow import Flow
-from onnxprune.graph import Node
+from onnxprune.identity.combine import Operand, Result, combine
+from onnxprune.identity.fields import Field
+from onnxprune.identity.flow import Flow
+from onnxprune.model.graph import Node
 from onnxprune.rules.registry import rules
 from onnxprune.rules.wiring import Wiring
-from onnxprune.shapes import Shape
+from onnxprune.shape.shapes import Shape
 
 Axes = tuple[str | None, ...]
 

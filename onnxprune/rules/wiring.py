@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.graph import Node
-from onnxprune.shapes import Shape
+from onnxprune.model.graph import Node
+from onnxprune.shape.shapes import Shape
 
 Ints = npt.NDArray[np.int64]
 

@@ -50,12 +50,12 @@ print(json.dumps({"seconds": spent, "peak": held("VmHWM") - base, "stages": made
 FLOW = """
 import json, sys, time
 import onnxprune.api, onnxruntime, scipy.sparse.csgraph, scipy.optimize
-from onnxprune.dims import find_dims
-from onnxprune.flow import Flow, walk
-from onnxprune.normalize import normalize
+from onnxprune.identity.dims import find_dims
+from onnxprune.identity.flow import Flow, walk
+from onnxprune.normal.normalize import normalize
 from onnxprune.rules import load_rules
-from onnxprune.sizes import choose
-from onnxprune.storage import load
+from onnxprune.shape.sizes import choose
+from onnxprune.model.storage import load
 rules = load_rules()
 model = normalize(load(sys.argv[1]))
 begin = time.perf_counter()

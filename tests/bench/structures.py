@@ -42,7 +42,7 @@ COLUMNS = (
 
 def measure(path: Path, target: float, seeds: int) -> dict[str, Any]:
     """Prune one file; what was measured, stage by stage."""
-    from onnxprune import runtime
+    from onnxprune.backend import runtime
     from onnxprune.rules import load_rules
 
     load_rules()
@@ -59,13 +59,13 @@ def measure(path: Path, target: float, seeds: int) -> dict[str, Any]:
 def prune(path: Path, target: float, seeds: int, row: dict[str, Any]) -> None:
     """Load, follow, plan, cut, prove and save; then ask the oracle and run."""
     from onnxprune.manager import State, Subject
-    from onnxprune.normalize import normalize
+    from onnxprune.model.storage import load
+    from onnxprune.normal.normalize import normalize
     from onnxprune.passes.find_dims import FindDims
     from onnxprune.passes.make_plan import MakePlan
     from onnxprune.passes.score_l2 import ScoreL2
-    from onnxprune.plan import Plan
-    from onnxprune.scores import Scores
-    from onnxprune.storage import load
+    from onnxprune.planning.plan import Plan
+    from onnxprune.planning.scores import Scores
 
     with clock(row, "load"):
         model = normalize(load(path))
@@ -99,9 +99,9 @@ class clock:  # noqa: N801  # reads as a word of the language
 
 def describe(state: Any, row: dict[str, Any]) -> None:
     """Counts, and the weights that no plan can reach, with the reasons."""
-    from onnxprune.cost import is_weight
-    from onnxprune.dims import Dims
-    from onnxprune.occurrences import tensors_of
+    from onnxprune.identity.dims import Dims
+    from onnxprune.identity.occurrences import tensors_of
+    from onnxprune.planning.cost import is_weight
 
     dims, model = state[Dims], state.model
     weights = {
@@ -131,10 +131,10 @@ def describe(state: Any, row: dict[str, Any]) -> None:
 
 def cut(state: Any, alive: Any, row: dict[str, Any]) -> Any:
     """The proven cut, saved; the oracle's word on its exact part."""
-    from onnxprune.dims import Dims
-    from onnxprune.oracle import disagreement
+    from onnxprune.cutting.oracle import disagreement
+    from onnxprune.identity.dims import Dims
+    from onnxprune.model.storage import save
     from onnxprune.passes.cut_channels import exact_part, proved_cut
-    from onnxprune.storage import save
 
     dims = state[Dims]
     with clock(row, "cut+proof"):
@@ -163,9 +163,9 @@ def runs(state: Any, made: Any, batch: int) -> bool:
     """The cut model runs at a batch size, and its outputs are shaped as the original's."""
     import numpy as np
 
+    from onnxprune.backend.feeds import model_inputs
+    from onnxprune.backend.runtime import session
     from onnxprune.errors import ModelError
-    from onnxprune.feeds import model_inputs
-    from onnxprune.runtime import session
 
     original = session(state.model.proto, optimize=False)
     feeds = model_inputs(state.model, shapes_at(state, batch))
@@ -185,8 +185,8 @@ def runs(state: Any, made: Any, batch: int) -> bool:
 
 def random_plan(state: Any, seed: int) -> dict[str, Any]:
     """Cut exact Dims to random widths with channels at random; how far outputs are off."""
-    from onnxprune.dims import Dims
-    from onnxprune.oracle import disagreement
+    from onnxprune.cutting.oracle import disagreement
+    from onnxprune.identity.dims import Dims
     from onnxprune.passes.cut_channels import proved_cut
 
     dims = state[Dims]
@@ -208,7 +208,7 @@ def random_alive(dims: Any, seed: int) -> Any:
     """Channels of a random plan: each exact Dim at a random level, each part at random."""
     import numpy as np
 
-    from onnxprune.plan import select
+    from onnxprune.planning.plan import select
 
     rng = np.random.default_rng(seed)
     levels = {d.index: int(rng.integers(len(d.levels))) for d in dims.free if d.is_exact}

@@ -23,14 +23,14 @@ from typing import Any
 import onnx
 
 import onnxprune
-from onnxprune.dims import Dims
+from onnxprune.cutting.oracle import expected
 from onnxprune.errors import PruneError
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import PassManager, State, Subject
-from onnxprune.normalize import normalize
-from onnxprune.oracle import expected
+from onnxprune.model.storage import load
+from onnxprune.normal.normalize import normalize
 from onnxprune.passes.cut_channels import proved_cut
 from onnxprune.passes.find_dims import FindDims
-from onnxprune.storage import load
 from tests.oracle import random_removed
 
 

@@ -11,8 +11,8 @@ from onnx import ModelProto
 from onnxprune import blame
 from onnxprune.blame import blaming, refuse_crashes
 from onnxprune.errors import ModelError, ToolDefect, UsageError
-from onnxprune.graph import Model
-from tests.onnxprune.test_child import product
+from onnxprune.model.graph import Model
+from tests.onnxprune.backend.test_child import product
 
 
 def broken() -> ModelProto:

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from onnxprune.feeds import seeded_inputs
-from onnxprune.graph import Model
-from onnxprune.normalize import normalize
+from onnxprune.backend.feeds import seeded_inputs
+from onnxprune.model.graph import Model
+from onnxprune.normal.normalize import normalize
 from tests.oracle import (
     assert_cost_was_known,
     assert_cut_equals_mask,

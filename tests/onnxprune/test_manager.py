@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from onnxprune.dims import Dims
 from onnxprune.errors import UsageError
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import (
     Analysis,
     PassManager,
@@ -24,7 +24,7 @@ from onnxprune.manager import (
 )
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.score_l1 import ScoreL1
-from onnxprune.scores import Scores
+from onnxprune.planning.scores import Scores
 from tests.nets import state_of, two_layers
 
 NET = two_layers(np.ones((2, 3)), np.ones((3, 2)))

@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto
 
 from onnxprune.manager import PassManager, State, Subject, make_pass
-from onnxprune.storage import load
+from onnxprune.model.storage import load
 from tests.builder import Builder
 from tests.cleaning import changed, cleaned, repository_model, weights_of
 

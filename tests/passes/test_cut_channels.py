@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune.cut import Cut
-from onnxprune.dims import Dims
+from onnxprune.backend.runtime import session
+from onnxprune.cutting.cut import Cut
 from onnxprune.errors import ToolDefect
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import State
 from onnxprune.passes.cut_channels import CutChannels, exact_part
 from onnxprune.passes.make_plan import MakePlan
 from onnxprune.passes.score_l2 import ScoreL2
-from onnxprune.plan import Plan
+from onnxprune.planning.plan import Plan
 from onnxprune.rules import load_rules
-from onnxprune.runtime import session
 from tests.builder import Builder
 from tests.nets import run, two_layers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.identity.dims import Dims
 from tests.builder import Builder
 from tests.nets import run, two_layers
 

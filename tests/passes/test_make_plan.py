@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxprune.cost import Cost
-from onnxprune.dims import Dims
 from onnxprune.errors import UsageError
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import PassManager, State
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.make_plan import MakePlan
 from onnxprune.passes.score_l2 import ScoreL2
-from onnxprune.plan import Plan
+from onnxprune.planning.cost import Cost
+from onnxprune.planning.plan import Plan
 from tests.builder import Builder
 from tests.nets import run, state_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.dims import Dims
+from onnxprune.identity.dims import Dims
 from onnxprune.passes.score_random import ScoreRandom
-from onnxprune.scores import Scores
+from onnxprune.planning.scores import Scores
 from tests.nets import run, two_layers
 
 NET = two_layers(np.ones((2, 5)), np.ones((5, 2)))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto
 
+from onnxprune.backend.feeds import Array
+from onnxprune.backend.runtime import Session
 from onnxprune.errors import UsageError
-from onnxprune.feeds import Array
-from onnxprune.latency import Latency, Times
 from onnxprune.passes import verify_latency
 from onnxprune.passes.verify_latency import VerifyLatency
-from onnxprune.runtime import Session
+from onnxprune.verification.latency import Latency, Times
 from tests.pairs import (
     FEATURES,
     broken,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxprune.dataset import Dataset
+from onnxprune.backend.feeds import Array
+from onnxprune.backend.runtime import session
 from onnxprune.errors import UsageError
-from onnxprune.feeds import Array
 from onnxprune.passes.verify_metric import VerifyMetric
-from onnxprune.runtime import session
+from onnxprune.samples.dataset import Dataset
 from tests.builder import Builder
 from tests.pairs import FEATURES, broken, compared, dataset, edited, mlp, reweighted
 

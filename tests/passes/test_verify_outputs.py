@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto
 
-from onnxprune import outputs
-from onnxprune.dataset import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.passes.verify_metric import VerifyMetric
 from onnxprune.passes.verify_outputs import VerifyOutputs
-from onnxprune.trials import BATCH
+from onnxprune.samples.dataset import Dataset
+from onnxprune.verification import outputs
+from onnxprune.verification.trials import BATCH
 from tests.builder import Builder
 from tests.pairs import (
     FEATURES,

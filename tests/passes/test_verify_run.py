@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto
 
-from onnxprune.dataset import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.passes.verify_run import VerifyRun
+from onnxprune.samples.dataset import Dataset
 from tests.builder import Builder
 from tests.pairs import (
     broken,

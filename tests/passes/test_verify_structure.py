@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune import valid
-from onnxprune.graph import Model
-from onnxprune.normalize import normalize
+from onnxprune.model.graph import Model
+from onnxprune.normal.normalize import normalize
 from onnxprune.passes.verify_structure import VerifyStructure, type_text
-from onnxprune.valid import declared_weights
+from onnxprune.shape import valid
+from onnxprune.shape.valid import declared_weights
 from tests.builder import Builder
 from tests.pairs import compared, edited, mlp
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.feeds import seeded_inputs
+from onnxprune.backend.feeds import seeded_inputs
 from tests.builder import CONTRIB, Builder
 from tests.oracle import assert_cut_equals_mask, cut_at, flow_of, random_removed, run
 

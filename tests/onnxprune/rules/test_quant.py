@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.feeds import seeded_inputs
-from onnxprune.floats import without_quantizers
+from onnxprune.backend.feeds import seeded_inputs
+from onnxprune.normal.floats import without_quantizers
 from tests.builder import Builder
 from tests.oracle import (
     assert_cut_equals_mask,

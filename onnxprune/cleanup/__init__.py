@@ -1,0 +1,1 @@
+"""What weights alone prove superfluous."""

@@ -1,0 +1,1 @@
+"""The cut, its proof, and the mask oracle."""

@@ -1,0 +1,1 @@
+"""Models as they are stored: protos, weights beside them, files."""

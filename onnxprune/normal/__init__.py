@@ -1,0 +1,1 @@
+"""The form that models are worked on in, and where its weights come from."""

@@ -1,0 +1,111 @@
+"""How every command begins: options taken apart, model and data brought into a state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from onnx import ModelProto
+
+from onnxprune.blame import blaming, refuse_crashes
+from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.manager import State, Subject
+from onnxprune.model.storage import load
+from onnxprune.normal.normalize import Normalized, normalize_with_origins
+from onnxprune.samples import data as datasets
+from onnxprune.samples.data import ImageOptions, Source
+from onnxprune.shape.shapes import Shape
+
+ModelSource = str | Path | ModelProto
+Progress = Callable[[str], None]
+Shapes = Mapping[str, Shape]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def blames_the_model(function: Command) -> Command:
+    """Make what a broken model causes an error about the model; it is the first argument."""
+
+    @wraps(function)
+    def guarded(model: Any, *args: Any, **given: Any) -> Any:
+        with blaming(model, given.get("custom_ops", ())):
+            return function(model, *args, **given)
+
+    return cast(Command, guarded)
+
+
+def _silent(_: str) -> None:
+    """No progress."""
+
+
+@contextmanager
+def timed(state: State, name: str) -> Iterator[None]:
+    state.progress(name)
+    begin = time.perf_counter()
+    yield
+    state.seconds[name] = time.perf_counter() - begin
+
+
+def split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """Instances of option classes; an option may belong to several.
+
+    Raises: UsageError: an option belongs to none.
+    """
+    known = {f.name for kind in kinds for f in fields(kind)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"no option is named `{name}`", hint=did_you_mean(name, known))
+    return [
+        kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
+        for kind in kinds
+    ]
+
+
+def targets(out: Path, plan_path: str | Path | None) -> list[Path]:
+    return [out, Path(plan_path) if plan_path else out.with_suffix(".plan.json")]
+
+
+def paths(*sources: Any) -> list[str | Path]:
+    """Those sources that are files."""
+    return [s for s in sources if isinstance(s, (str, Path)) and Path(s).is_file()]
+
+
+def shown(path: Any) -> str | None:
+    """A path as text; None for what lies in memory."""
+    return str(path) if isinstance(path, (str, Path)) else None
+
+
+def start(
+    model: ModelSource, shape: Shapes | None, seed: int, progress: Progress | None
+) -> State:
+    """The state that a recipe begins with: the model as loaded, and its normalised form."""
+    report = progress or _silent
+    report("load")
+    begin = time.perf_counter()
+    loaded = load(model)
+    refuse_crashes(loaded, model)
+    loaded_at = time.perf_counter()
+    report("normalize")
+    found = normalize_with_origins(loaded)
+    subject = Subject(found.model, dict(shape or {}))
+    seconds = {"load": loaded_at - begin, "normalize": time.perf_counter() - loaded_at}
+    before: dict[type, Any] = {Normalized: found}
+    return State(Subject(loaded), subject, seed, progress=report, seconds=seconds, before=before)
+
+
+def read_data(
+    state: State, source: Source | None, limit: int | None, images: ImageOptions | None
+) -> None:
+    """Samples into the state; their shapes stand in where the user names none."""
+    if source is None:
+        return
+    state.data = datasets.load(
+        source, state.original.model.inputs, limit=limit, seed=state.seed, image_options=images
+    )
+    state.warnings += state.data.warnings
+    given = state.data.shapes() | state.subject.given
+    state.subject = Subject(state.subject.model, given)

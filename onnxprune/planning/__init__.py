@@ -1,0 +1,1 @@
+"""Scores, cost, and the choice of widths under budgets."""

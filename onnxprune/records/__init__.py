@@ -1,0 +1,1 @@
+"""Plan files, and checkpoints that are cut as they say."""

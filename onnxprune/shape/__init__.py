@@ -1,0 +1,1 @@
+"""Concrete shapes and the values of shape arithmetic."""

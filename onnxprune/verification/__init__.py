@@ -1,0 +1,1 @@
+"""Two models side by side: structure, outputs, time, and gates on them."""
