@@ -16,6 +16,7 @@ from onnxprune.identity.dims import Dims
 from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
 from onnxprune.model.graph import Model
 from onnxprune.model.storage import check_target, load, save
+from onnxprune.model.surgeon import to_graph
 from onnxprune.normal.normalize import Normalized
 from onnxprune.opening import ModelSource, Progress, Shapes, blames_the_model
 from onnxprune.passes.cut_channels import CutChannels
@@ -28,6 +29,7 @@ from onnxprune.recipe import (
     check_comparison,
     check_options,
     clean_ups,
+    plan_passes,
     prune_passes,
     verify_passes,
 )
@@ -53,6 +55,11 @@ class Result:
     def model(self) -> ModelProto | None:
         """The model that was made, with its weights inside."""
         return None if self.made is None else self.made.complete()
+
+    @property
+    def graph(self) -> Any:
+        """The same as an `onnx_graphsurgeon.Graph`, to edit further."""
+        return None if self.made is None else to_graph(self.made.complete())
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -120,8 +127,8 @@ def prune(
         check_target(target, opening.paths(model, data, evaluation), overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
     opening.read_data(state, evaluation if evaluation is not None else data, limit, images)
-    steps = prune_passes(chosen, has_data=data is not None)
-    PassManager(steps[:-1] if dry_run else steps).run(state)
+    steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
+    PassManager(steps).run(state)
     plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
     findings = {} if dry_run else _verified(state, comparison)
     with opening.timed(state, "save"):

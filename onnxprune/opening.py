@@ -16,12 +16,14 @@ from onnxprune.blame import blaming, refuse_crashes
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.manager import State, Subject
 from onnxprune.model.storage import load
+from onnxprune.model.surgeon import is_graph, to_proto
 from onnxprune.normal.normalize import Normalized, normalize_with_origins
 from onnxprune.samples import data as datasets
 from onnxprune.samples.data import ImageOptions, Source
 from onnxprune.shape.shapes import Shape
 
-ModelSource = str | Path | ModelProto
+ModelSource = str | Path | ModelProto | Any
+"""A path, a ModelProto or an `onnx_graphsurgeon.Graph`."""
 Progress = Callable[[str], None]
 Shapes = Mapping[str, Shape]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -32,6 +34,7 @@ def blames_the_model(function: Command) -> Command:
 
     @wraps(function)
     def guarded(model: Any, *args: Any, **given: Any) -> Any:
+        model = to_proto(model) if is_graph(model) else model
         with blaming(model, given.get("custom_ops", ())):
             return function(model, *args, **given)
 

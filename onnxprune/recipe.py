@@ -147,10 +147,19 @@ def verify_passes(options: VerifyOptions) -> list[AnyPass]:
 def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the cut, verification not included."""
     from onnxprune.passes.cut_channels import CutChannels
+    from onnxprune.passes.run_original import RunOriginal
+
+    trial = RunOriginal(custom_ops=options.custom_ops)
+    if options.exact_only:
+        return [trial, *clean_ups()]
+    cut = CutChannels(custom_ops=options.custom_ops)
+    return [*plan_passes(options, has_data=has_data), trial, cut]
+
+
+def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
+    """Everything up to the plan: what a dry run does."""
     from onnxprune.passes.make_plan import MakePlan
 
-    if options.exact_only:
-        return clean_ups()
     plan = MakePlan(
         targets=tuple(options.target.items()),
         allocate=options.allocate,
@@ -160,5 +169,4 @@ def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         only=options.only,
         keep=tuple(options.keep.items()),
     )
-    cut = CutChannels(custom_ops=options.custom_ops)
-    return [*clean_ups(), score_pass(options.score), plan, cut]
+    return [*clean_ups(), score_pass(options.score), plan]

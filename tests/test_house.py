@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # In order: a module imports from those before it. A name before a colon is a package; the
 # modules of one without a list may import each other.
 LAYERS = """errors
-model: store graph checks wire storage digest
+model: store graph checks wire surgeon storage digest
 backend: feeds runtime child
 normal: floats origin draft fold normalize
 shape: kernels contrib shapes valid sizes
@@ -35,7 +35,7 @@ recipe
 report:
 blame opening api cli""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]
-DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "graph"}
+DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "surgeon"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -106,7 +106,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_each_heavy_library_has_one_door(path: Path) -> None:
-    """ONNX Runtime is imported by `runtime` alone, graphsurgeon by `graph` alone."""
+    """ONNX Runtime is imported by `runtime` alone, graphsurgeon by `surgeon` alone."""
     for name in imports(path):
         door = DOORS.get(name.split(".")[0])
         assert door in (None, path.stem), f"`{name}` belongs to {door}.py"

@@ -136,7 +136,11 @@ def _options(
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if not optimize:
+        # For a few runs: neither weights in a second layout nor memory kept for the next run.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Several sessions live side by side; idle threads that spin would slow the others down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     for key, value in entries.items():

@@ -21,6 +21,7 @@ from onnxprune.errors import FileError, ModelError
 from onnxprune.model.checks import check
 from onnxprune.model.graph import Model, needed_bytes, tensors
 from onnxprune.model.store import INLINE_BYTES, Array, described, held, put
+from onnxprune.model.surgeon import is_graph, to_proto
 from onnxprune.model.wire import read_model, tensor_bytes, write_model
 
 # protobuf's own limit is 2 GiB; some room is left for nodes and names.
@@ -31,10 +32,11 @@ ALIGNMENT = 4096
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def load(source: str | Path | ModelProto, *, folder: str | Path | None = None) -> Model:
+def load(source: str | Path | ModelProto | Any, *, folder: str | Path | None = None) -> Model:
     """Read a model, with its external data, and check that it can be worked on.
 
-    A ModelProto is taken as it is, without a copy of its weights, and never changed.
+    A ModelProto is taken as it is, without a copy of its weights, and never changed. An
+    `onnx_graphsurgeon.Graph` is exported first.
 
     Args:
         folder: where the external data of a ModelProto lies.
@@ -43,6 +45,8 @@ def load(source: str | Path | ModelProto, *, folder: str | Path | None = None) -
         ModelError: it is no model, is cut short, or its weights are missing or broken.
     """
     kept: list[Array] = []  # until the model holds them
+    if is_graph(source):
+        source = to_proto(source)
     if isinstance(source, ModelProto):
         proto, base = source, Path(folder) if folder is not None else None
         if any(_is_elsewhere(t) for _, t in tensors(source)):

@@ -61,6 +61,7 @@ class Rules:
                     raise ValueError(f"a second `{part}` rule for {op} since opset {since}")
                 setattr(entry, part, fn)
                 if part == "flow":
+                    entry.family = fn.__module__.rpartition(".")[2]
                     entry.note = (fn.__doc__ or "").strip().splitlines()[0]
             return fn
 

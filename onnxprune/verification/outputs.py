@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnx import ModelProto
-
 from onnxprune.backend.feeds import Array
 from onnxprune.backend.runtime import Session, session
 from onnxprune.manager import State
 from onnxprune.verification.compare import as_array
 from onnxprune.verification.trials import (
+    Load,
     Pair,
     Trial,
     Unmeasured,
@@ -86,22 +85,24 @@ class SeededRuns:
     """Why no inputs could be drawn."""
 
 
-def seeded_runs(state: State, custom_ops: Sequence[str]) -> SeededRuns:
-    """Run both models at two sizes of every dynamic axis, and on some more seeds.
+@dataclass(frozen=True, eq=False)
+class ReferenceRuns:
+    """The original's part of the runs: a fact that may be found before there is a candidate."""
 
-    The original is gone before the candidate is loaded: both in memory would be the peak.
+    trials: list[Trial]
+    before: list[dict[str, Any] | Unmeasured]
+    names: list[str]
+    is_widened: bool
+    notes: list[str]
 
-    Raises: Unmeasured: a model does not load.
+
+def reference_runs(state: State, custom_ops: Sequence[str]) -> ReferenceRuns:
+    """Run the original at two sizes of every dynamic axis, and on some more seeds.
+
+    Raises: Unmeasured: it does not load.
     """
-    known = state.get(SeededRuns)
-    if known is not None:
-        return known
-
-    def load(proto: ModelProto) -> Session:
-        return session(proto, optimize=False, custom_ops=custom_ops)
-
     notes: list[str] = []
-    reference, is_widened = load_reference(state, load)
+    reference, is_widened = load_reference(state, _loader(custom_ops))
     names = reference.output_names
     trials: list[Trial] = []
     before: list[dict[str, Any] | Unmeasured] = []
@@ -110,14 +111,30 @@ def seeded_runs(state: State, custom_ops: Sequence[str]) -> SeededRuns:
             continue
         trials.append(trial)
         before.append(_run(reference, trial, names, is_widened, is_candidate=False))
-    del reference
-    candidate = load_candidate(state, load, is_widened)
-    kept = shared_outputs(names, candidate)
-    after = [_run(candidate, trial, kept, is_widened, is_candidate=True) for trial in trials]
-    runs = [SeededRun(*one) for one in zip(trials, before, after, strict=True)]
-    missing = [n for n in names if n not in kept]
-    state.facts[SeededRuns] = SeededRuns(runs, names, missing, is_widened, notes)
-    return state[SeededRuns]
+    return ReferenceRuns(trials, before, names, is_widened, notes)
+
+
+def _loader(custom_ops: Sequence[str]) -> Load:
+    return lambda proto: session(proto, optimize=False, custom_ops=custom_ops)
+
+
+def seeded_runs(state: State, custom_ops: Sequence[str]) -> SeededRuns:
+    """Run both models; the original is gone before the candidate is loaded.
+
+    Raises: Unmeasured: a model does not load.
+    """
+    known = state.get(SeededRuns)
+    if known is not None:
+        return known
+    found = state.past_or_none(ReferenceRuns) or reference_runs(state, custom_ops)
+    candidate = load_candidate(state, _loader(custom_ops), found.is_widened)
+    kept = shared_outputs(found.names, candidate)
+    after = [_run(candidate, t, kept, found.is_widened, is_candidate=True) for t in found.trials]
+    runs = [SeededRun(*one) for one in zip(found.trials, found.before, after, strict=True)]
+    missing = [n for n in found.names if n not in kept]
+    made = SeededRuns(runs, found.names, missing, found.is_widened, found.notes)
+    state.facts[SeededRuns] = made
+    return made
 
 
 def _run(
