@@ -70,13 +70,15 @@ class State:
     """Facts about models that a rewrite replaced, newest by type."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    normal: Subject | None = None
+    """The normalised original, where it is known."""
     history: list[Subject] = field(default_factory=list)
     """What rewrites replaced, oldest first."""
 
     @property
     def start(self) -> Subject:
         """The normalised original."""
-        return self.history[0] if self.history else self.subject
+        return self.normal or (self.history[0] if self.history else self.subject)
 
     @property
     def model(self) -> Model:

@@ -97,7 +97,15 @@ def start(
     subject = Subject(found.model, dict(shape or {}))
     seconds = {"load": loaded_at - begin, "normalize": time.perf_counter() - loaded_at}
     before: dict[type, Any] = {Normalized: found}
-    return State(Subject(loaded), subject, seed, progress=report, seconds=seconds, before=before)
+    return State(
+        Subject(loaded),
+        subject,
+        seed,
+        progress=report,
+        seconds=seconds,
+        before=before,
+        normal=subject,
+    )
 
 
 def read_data(
@@ -111,4 +119,6 @@ def read_data(
     )
     state.warnings += state.data.warnings
     given = state.data.shapes() | state.subject.given
-    state.subject = Subject(state.subject.model, given)
+    is_normal = state.subject is state.normal
+    state.normal = Subject(state.start.model, given)
+    state.subject = state.normal if is_normal else Subject(state.model, given)

@@ -273,7 +273,8 @@ def _source(ort: Any, model: ModelProto | str | Path) -> tuple[str | bytes, list
     # ONNX Runtime drops what nobody reads, and then does not know the name that is handed over.
     read = read_names(model.graph)
     apart = {t.name: values(t) for t in initializers if t.name in read and held(t) is not None}
-    inline = [t for t in initializers if t.name in read - apart.keys() and _is_handed_over(t)]
+    inside = read - apart.keys()
+    inline = [t for t in initializers if t.name in inside and _is_handed_over(t)]
     if sum(needed_bytes(t.name, t) for t in inline) >= SKELETON_BYTES:
         apart |= {t.name: values(t) for t in inline}
     handed = [ort.OrtValue.ortvalue_from_numpy(array) for array in apart.values()]

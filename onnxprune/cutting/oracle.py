@@ -159,10 +159,8 @@ def _zero(model: Model, node: NodeProto, slot: int, rank: int) -> Array | int:
 
 def _dtype(model: Model, name: str) -> np.dtype[np.generic]:
     """Element type of an activation; float32 where nothing says otherwise."""
-    for info in (*model.proto.graph.value_info, *model.inputs):
-        if info.name == name and info.type.tensor_type.elem_type:
-            return np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
-    return np.dtype(np.float32)
+    kind = model.element_types.get(name, TensorProto.FLOAT)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,6 +154,13 @@ class Model:
         return self.opsets.get("", 1)
 
     @cached_property
+    def element_types(self) -> dict[str, int]:
+        """Of inputs and of values whose type is written down."""
+        infos = (*self.proto.graph.value_info, *self.inputs)
+        kinds = {info.name: info.type.tensor_type.elem_type for info in infos}
+        return {name: kind for name, kind in kinds.items() if kind}
+
+    @cached_property
     def producer(self) -> dict[str, Node]:
         """The node that makes a value."""
         return {name: node for node in self.nodes for name in node.outputs if name}

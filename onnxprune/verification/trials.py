@@ -194,7 +194,7 @@ def _has_bfloat16(proto: ModelProto) -> bool:
 
 def sized(state: State) -> Subject:
     """The original in the form whose sizes are known, or can be chosen."""
-    if state.history:
+    if state.normal or state.history:
         return state.start
     return Subject(state.original.model, state.subject.given)
 
