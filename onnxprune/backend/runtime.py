@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnxprune.backend.feeds import Array, Spec, seeded_inputs
 from onnxprune.errors import ModelError, PruneError, UsageError, did_you_mean
 from onnxprune.model.graph import needed_bytes, read_names
+from onnxprune.model.storage import copy_fields
 from onnxprune.model.store import completed, described, held, values
 
 __all__ = [
@@ -297,8 +298,8 @@ def _skeleton(model: ModelProto, names: Collection[str]) -> ModelProto:
     if not names and not any(t.data_location for t in model.graph.initializer):
         return model
     made, graph = ModelProto(), GraphProto()
-    _copy_fields(model, made, skip="graph")
-    _copy_fields(model.graph, graph, skip="initializer")
+    copy_fields(model, made, {"graph"})
+    copy_fields(model.graph, graph, {"initializer"})
     for tensor in model.graph.initializer:
         if tensor.name not in names:
             graph.initializer.append(completed(tensor))
@@ -309,19 +310,6 @@ def _skeleton(model: ModelProto, names: Collection[str]) -> ModelProto:
         graph.initializer.append(stub)
     made.graph.CopyFrom(graph)
     return made
-
-
-def _copy_fields(source: Any, target: Any, skip: str) -> None:
-    """Copy every field of a message but one, which may be too large to copy."""
-    for field, value in source.ListFields():
-        if field.name == skip:
-            continue
-        if isinstance(value, (str, bytes, int, float)):
-            setattr(target, field.name, value)
-        elif hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        else:
-            getattr(target, field.name).CopyFrom(value)
 
 
 def _spec(arg: Any) -> Spec:

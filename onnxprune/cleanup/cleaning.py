@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import NodeProto, helper
 
-from onnxprune.backend.feeds import model_inputs
-from onnxprune.backend.runtime import session
 from onnxprune.cleanup.knowledge import Knowledge
 from onnxprune.cleanup.known import Array, FloatArray
 from onnxprune.cleanup.linear import Linear
 from onnxprune.cutting.assemble import assemble
 from onnxprune.cutting.compact import takes
-from onnxprune.cutting.oracle import relative, unrounded, witnesses
+from onnxprune.cutting.oracle import recorded, witnesses
 from onnxprune.errors import PruneError
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.identity.ties import Slot
 from onnxprune.model.graph import Model, Node
-from onnxprune.model.storage import copy_fields
 from onnxprune.shape.shapes import Shape
 
 # float32 sums reorder when terms go.
@@ -225,35 +221,8 @@ def difference(before: Model, after: Model, shapes: Mapping[str, Shape]) -> floa
 
     Returns: None where nothing can be compared, or a model does not run here.
     """
-    names = witnesses(before)
-    kept = [n for n in names if n in after.producer] or list(before.output_names)
-    worst: float | None = None
+    names = [n for n in witnesses(before) if n in after.producer] or list(before.output_names)
     try:
-        runs = [session(unrounded(with_outputs(m.proto, kept)), optimize=False)
-                for m in (before, after)]  # fmt: skip
-        for seed in (0, 1):
-            feeds = model_inputs(before, shapes, seed)
-            ours, theirs = (_run(run, feeds, kept) for run in runs)
-            for a, b in zip(ours, theirs, strict=True):
-                found = relative(np.asarray(a), np.asarray(b))
-                worst = worst if found is None else max(worst or 0.0, found)
+        return recorded(before, before.proto, names, shapes).disagreement(after)
     except PruneError:
         return None
-    return worst
-
-
-def _run(run: Any, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
-    types = {spec.name: spec.dtype for spec in run.inputs}
-    fitting = {n: x.astype(types.get(n) or x.dtype) for n, x in feeds.items()}
-    return list(run.run(fitting, names))
-
-
-def with_outputs(proto: ModelProto, names: list[str]) -> ModelProto:
-    """The model with these values among its outputs."""
-    made = ModelProto()
-    copy_fields(proto, made, {"graph"})
-    copy_fields(proto.graph, made.graph, set())
-    known = {info.name for info in proto.graph.output}
-    fresh = (n for n in names if n not in known)
-    made.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in fresh)
-    return made

@@ -200,9 +200,21 @@ def expected(
     The silenced model is gone when this returns: it and the cut one need not be in memory
     together.
     """
-    names = witnesses(model)
-    silenced = _session(mask(model, dims, removed), names, custom_ops)
-    runs = [_drawn(model, silenced, names, shapes, seed) for seed in seeds]
+    silenced = mask(model, dims, removed)
+    return recorded(model, silenced, witnesses(model), shapes, seeds, custom_ops)
+
+
+def recorded(
+    model: Model,
+    proto: ModelProto,
+    names: list[str],
+    shapes: Mapping[str, Shape],
+    seeds: Sequence[int] = (0, 1),
+    custom_ops: Sequence[str] = (),
+) -> Expected:
+    """What a form of a model gives on seeded inputs of the model."""
+    run = _session(proto, names, custom_ops)
+    runs = [_drawn(model, run, names, shapes, seed) for seed in seeds]
     return Expected(names, [feeds for feeds, _ in runs], [out for _, out in runs], custom_ops)
 
 
