@@ -178,8 +178,8 @@ def test_links_must_stay_inside(external: Path, tmp_path: Path) -> None:
         load(external)
     outside.unlink()
     data.unlink()
-    data.symlink_to("m.onnx.data")
-    with pytest.raises(ModelError, match="names no file"):
+    data.symlink_to("m.onnx.data")  # a loop: from Python 3.13 on a path that is just not there
+    with pytest.raises(ModelError, match="names no file|is missing"):
         load(external)
 
 
