@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from onnxprune.errors import PruneError
+
 if TYPE_CHECKING:
     from onnxprune.api import Result, apply, inspect, normalize, prune, verify
 
 __version__ = "0.1.0"
-__all__ = ["Result", "apply", "inspect", "normalize", "prune", "verify"]
+__all__ = ["PruneError", "Result", "apply", "inspect", "normalize", "prune", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +23,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__version__", *__all__])

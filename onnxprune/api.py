@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Result:
 
     content: dict[str, Any]
     """The JSON document."""
-    made: Model | None = None
-    plan: dict[str, Any] | None = None
+    made: Model | None = field(default=None, repr=False)
+    plan: dict[str, Any] | None = field(default=None, repr=False)
     """The plan document."""
 
     @property
@@ -75,8 +75,10 @@ class Result:
 
     @property
     def failed_gates(self) -> list[str]:
-        """Names of the gates that were not met."""
-        return [g["name"] for g in self.content.get("gates", []) if not g["passed"]]
+        """Gates that were not met, and levels of `verify` that failed."""
+        failed = [g["name"] for g in self.content.get("gates", []) if not g["passed"]]
+        levels = self.verify.items() if "gates" in self.content else ()
+        return failed + [name for name, found in levels if found.get("passed") is False]
 
     def json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -121,6 +123,8 @@ def prune(
     """
     chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
     check_options(chosen)
+    if chosen.exact_only and plan_path is not None:
+        raise UsageError("`--exact-only` makes no plan", hint="leave out --plan")
     check_comparison(comparison)
     targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
     for target in targets:
@@ -133,15 +137,15 @@ def prune(
     findings = {} if dry_run else _verified(state, comparison)
     with opening.timed(state, "save"):
         if targets:
-            save(state.model, targets[0], overwrite=overwrite)
-        if targets and plan is not None:
-            planfile.write(plan, targets[1], overwrite=overwrite)
+            beside = {targets[1]: planfile.writer(plan)} if plan is not None else {}
+            save(state.model, targets[0], overwrite=overwrite, beside=beside)
     content = document.prune_document(state, findings) | {
         "model": opening.shown(model),
         "output": opening.shown(targets[0]) if targets else None,
         "plan": opening.shown(targets[1]) if targets and plan is not None else None,
     }
-    return Result(content, state.model, planfile.document(plan) if plan else None)
+    made = None if dry_run else state.model
+    return Result(content, made, planfile.document(plan) if plan else None)
 
 
 @blames_the_model
@@ -200,7 +204,7 @@ def verify(
 
 def apply(
     model: ModelSource,
-    plan: str | Path | None = None,
+    plan: str | Path | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     *,
     weights: str | Path | None = None,
@@ -265,7 +269,7 @@ def list_ops() -> Result:
 
 def _apply_weights(
     model: ModelSource,
-    plan: str | Path | None,
+    plan: str | Path | Mapping[str, Any] | None,
     weights: str | Path,
     out: str | Path | None,
     overwrite: bool,

@@ -33,7 +33,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="onnxprune")
+@click.version_option(__version__, "-V", "--version", prog_name="onnxprune")
 def commands() -> None:
     """Make an ONNX model smaller and faster by removing whole channels, and prove the result."""
 
@@ -46,7 +46,8 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, float]:
 
     Raises: UsageError: an item is not of that form.
     """
-    found = {}
+    found: dict[str, float] = {}
+    seen: set[str] = set()
     for item in values:
         name, equals, number = item.rpartition("=")
         try:
@@ -54,7 +55,13 @@ def pairs(values: tuple[str, ...], option: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals or not name:
-            raise UsageError(f"`{option} {item}` is not of the form NAME=NUMBER")
+            raise UsageError(
+                f"`{option} {item}` is not of the form NAME=NUMBER",
+                hint=f"for example {option} {'macs=0.5' if option == '--target' else 'PATTERN=48'}",
+            )
+        if name in seen:
+            raise UsageError(f"`{option}` names `{name}` twice")
+        seen.add(name)
     return found
 
 
@@ -107,7 +114,9 @@ OUTPUT = click.option("-o", "--out", required=True, type=click.Path(), help="Whe
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands at OUT.")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress and no text.")
-SEED = click.option("--seed", type=int, default=0, show_default=True)
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
+)
 SHAPE = click.option(
     "--shape", multiple=True, metavar="INPUT=DIMS",
     help="Sizes that cost is counted at, such as image=1x3x224x224.",
@@ -159,7 +168,8 @@ COMPARISON = _options(
 @click.option("--exact-only", is_flag=True, help="Lossless clean-ups only; no budget.")
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these alone.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cut these only.")
-@click.option("--keep", multiple=True, metavar="PATTERN=N", help="Channels or share to keep.")
+@click.option("--keep", multiple=True, metavar="PATTERN=N",
+              help="Channels a row (or, up to 1, their share) to keep.")  # fmt: skip
 @click.option("--multiple", default="auto", show_default=True, help="Width multiple.")
 @SHAPE
 @COMPARISON
@@ -297,15 +307,16 @@ def _join_image_options(given: dict[str, Any]) -> None:
     from onnxprune.samples.images import ImageOptions
 
     found: dict[str, Any] = {"layout": layout}
-    try:
-        if size:
-            sides = [int(n) for n in size.split("x")]
-            found["size"] = (sides[0], sides[-1])
-        for name, text in (("mean", mean), ("std", std)):
-            if text:
-                found[name] = tuple(float(n) for n in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"an image option is no number: {error}") from error
+    if size:
+        sides = size.split("x")
+        if len(sides) > 2 or not all(n.isdigit() and int(n) > 0 for n in sides):
+            raise UsageError(f"`--image-size {size}` is not of the form HxW")
+        found["size"] = (int(sides[0]), int(sides[-1]))
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            found[name] = tuple(float(n) for n in text.split(",")) if text else None
+        except ValueError as error:
+            raise UsageError(f"`--{name} {text}` is not of the form A,B,C") from error
     given["images"] = ImageOptions(**{k: v for k, v in found.items() if v})
 
 
@@ -331,9 +342,12 @@ def main() -> None:
             error.hint = REPORT_DEFECT
         _fail(error.exit_code, str(error))
     except (KeyboardInterrupt, click.Abort):
-        _fail(INTERRUPTED, "interrupted; nothing was written")
-    except BrokenPipeError:
-        sys.exit(DEFECT)
+        _fail(INTERRUPTED, "interrupted; no file is half-written")
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.exit(0)
+    except OSError as error:
+        _fail(USAGE, f"cannot write the output: {error.strerror or error}")
     except MemoryError:
         _fail(USAGE, "not enough memory for this model")
     except RecursionError:

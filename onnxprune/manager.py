@@ -236,8 +236,10 @@ def make_pass(spec: str) -> AnyPass:
     known = installed()
     if name not in known:
         raise UsageError(f"no pass is named `{name}`", hint=did_you_mean(name, known))
+    if brace and not rest.endswith("}"):
+        raise UsageError(f"`{spec}` has no closing brace")
     kind = known[name].load()
-    return cast(AnyPass, kind(**_options(kind, rest.rstrip("}"), spec) if brace else {}))
+    return cast(AnyPass, kind(**_options(kind, rest.removesuffix("}"), spec) if brace else {}))
 
 
 def spec(one: AnyPass) -> str:
@@ -257,9 +259,8 @@ def _options(kind: Any, text: str, spec: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if key not in types:
-            raise UsageError(
-                f"`{spec}`: no option `{key}`", hint=did_you_mean(key, types) if types else ""
-            )
+            hint = did_you_mean(key, types) if types else "it has none"
+            raise UsageError(f"`{spec}`: no option `{key}`", hint=hint)
         found[key] = _convert(types[key].default, value.strip() if equals else "true", item)
     return found
 

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxprune.blame import blaming, refuse_crashes
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.manager import State, Subject
-from onnxprune.model.storage import load
+from onnxprune.model.storage import data_file, load
 from onnxprune.model.surgeon import is_graph, to_proto
 from onnxprune.normal.normalize import Normalized, normalize_with_origins
 from onnxprune.samples import data as datasets
@@ -69,7 +69,16 @@ def split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
 
 
 def targets(out: Path, plan_path: str | Path | None) -> list[Path]:
-    return [out, Path(plan_path) if plan_path else out.with_suffix(".plan.json")]
+    """Where the model goes, and where its plan goes.
+
+    Raises: UsageError: both would be one file.
+    """
+    plan = Path(plan_path) if plan_path else out.with_suffix(".plan.json")
+    if plan.resolve() in (out.resolve(), data_file(out).resolve()):
+        raise UsageError(
+            "model and plan would be the same file", where=str(plan), hint="name another --plan"
+        )
+    return [out, plan]
 
 
 def paths(*sources: Any) -> list[str | Path]:
@@ -87,6 +96,11 @@ def start(
 ) -> State:
     """The state that a recipe begins with: the model as loaded, and its normalised form."""
     report = progress or _silent
+    if not isinstance(model, (str, Path, ModelProto)):
+        raise UsageError(
+            f"a {type(model).__name__} is no model",
+            hint="give a path, a ModelProto, or an onnx_graphsurgeon.Graph",
+        )
     report("load")
     begin = time.perf_counter()
     loaded = load(model)
@@ -113,6 +127,8 @@ def read_data(
 ) -> None:
     """Samples into the state; their shapes stand in where the user names none."""
     if source is None:
+        if limit is not None or images is not None:
+            raise UsageError("there is no data that --limit or image options could be for")
         return
     state.data = datasets.load(
         source, state.original.model.inputs, limit=limit, seed=state.seed, image_options=images

@@ -66,6 +66,19 @@ def check_options(options: PruneOptions) -> None:
 
     Raises: UsageError: says which option and why.
     """
+    for option in ("target", "keep"):
+        given = getattr(options, option)
+        if not isinstance(given, Mapping) or not all(
+            isinstance(n, (int, float)) for n in given.values()
+        ):
+            raise UsageError(
+                f"`{option}` is no mapping to numbers", hint='for example {"macs": 0.5}'
+            )
+    for option, kind in (("score", str), ("allocate", str), ("multiple", int), ("seed", int)):
+        if not isinstance(getattr(options, option), kind):
+            raise UsageError(f"`{option}` is no {kind.__name__}")
+    if options.seed < 0:
+        raise UsageError("`seed` is negative", hint="give a number of at least 0")
     for name, share in options.target.items():
         if name not in TARGETS:
             raise UsageError(f"no cost is named `{name}`", hint=did_you_mean(name, TARGETS))
@@ -84,6 +97,11 @@ def check_options(options: PruneOptions) -> None:
         )
     if options.multiple < 0:
         raise UsageError("`--multiple` must be at least 1", hint="leave it out to choose by width")
+
+
+def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One pattern, or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def check_comparison(options: VerifyOptions) -> None:
@@ -165,8 +183,8 @@ def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         allocate=options.allocate,
         multiple=options.multiple,
         approximate=options.approximate or (has_data and not options.exact),
-        skip=options.skip,
-        only=options.only,
+        skip=as_patterns(options.skip),
+        only=as_patterns(options.only),
         keep=tuple(options.keep.items()),
     )
     return [*clean_ups(), score_pass(options.score), plan]

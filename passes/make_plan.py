@@ -94,6 +94,12 @@ class MakePlan(Analysis):
                     + ("nothing would be kept" if free else f"Dim `{first.name}` cannot be cut"),
                     where="" if free else first.pinned or "it has one channel, or one width only",
                 )
+            widest = max(dims.dims[i].size for i in free)
+            if want > widest or (want > 1 and want != int(want)):
+                raise UsageError(
+                    f"`--keep {pattern}={want:g}`: a row has {widest} channels",
+                    hint="give a whole number of channels a row, or a share up to 1",
+                )
             fixed |= dict.fromkeys(free, want)
         return fixed
 

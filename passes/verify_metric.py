@@ -57,7 +57,10 @@ class VerifyMetric(Verification):
         except Unmeasured as error:
             return {"skipped": error.reason}
         except DataError as error:
-            return {"skipped": f"{error.what}{f' ({error.where})' if error.where else ''}"}
+            reason = f"{error.what}{f' ({error.where})' if error.where else ''}"
+            if self.metric:  # the user asked for this one
+                state.warnings.append(f"the metric was not measured: {reason}")
+            return {"skipped": reason}
 
     def _measure(self, state: State, metric: Metric) -> _Measured:
         """Run both models on every sample; only the output that the metric reads is kept."""

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
@@ -201,21 +201,29 @@ def _is_same(a: Path, b: Path) -> bool:
 
 
 def save(
-    model: Model, path: str | Path, *, overwrite: bool = False, limit: int = LIMIT_BYTES
+    model: Model,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    limit: int = LIMIT_BYTES,
+    beside: Mapping[Path, Callable[[BinaryIO], None]] | None = None,
 ) -> None:
     """Write a model; what stood there before stays until the new file is whole.
 
     Args:
         limit: bytes of weights from which on they go to `<name>.data` beside the model.
+        beside: writers of files that belong to it: all are written, or none.
     Raises: FileError: it cannot be written; nothing is left behind.
     """
     path = Path(path)
-    check_target(path, overwrite=overwrite)
+    others = dict(beside or {})
+    for target in (path, *others):
+        check_target(target, overwrite=overwrite)
     proto = model.proto
     if sum(needed_bytes(t.name, t) for t in proto.graph.initializer) <= limit:
-        _replace({path: lambda file: _write_proto(proto, file)}, overwrite)
+        _replace(others | {path: lambda file: _write_proto(proto, file)}, overwrite)
         return
-    data_path = path.with_name(path.name + ".data")
+    data_path = data_file(path)
     moved = [t for t in proto.graph.initializer if _is_moved(t)]
     stubs = {t.name: t for t in _stubs(moved, data_path.name)}
     light = without_weights(proto, lambda t: stubs.get(t.name, t))
@@ -223,7 +231,12 @@ def save(
         data_path: lambda file: _write_data(moved, file),
         path: lambda file: _write_proto(light, file),
     }
-    _replace(writers, overwrite)
+    _replace(others | writers, overwrite)
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a large model go."""
+    return path.with_name(path.name + ".data")
 
 
 def write_whole(

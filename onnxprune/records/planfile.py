@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -91,14 +91,19 @@ def _take_json(take: Take) -> dict[str, Any]:
 def write(written: PlanFile, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a plan, one Dim and one weight to a line.
 
-    Raises: FileError: it cannot be written; what stood there before stays.
+    Raises: FileError: it cannot be written; what stood there stays.
     """
-    content = "".join(_lines(document(written))).encode("ascii")
+    write_whole(path, writer(written), overwrite=overwrite)
+
+
+def writer(written: PlanFile) -> Callable[[BinaryIO], None]:
+    """What writes a plan into an open file."""
+    content = "\n".join(_lines(document(written))).encode() + b"\n"
 
     def put(file: BinaryIO) -> None:
         file.write(content)
 
-    write_whole(path, put, overwrite=overwrite)
+    return put
 
 
 def _lines(content: Mapping[str, Any]) -> Iterator[str]:
@@ -118,13 +123,15 @@ def _block(brackets: str, lines: Iterable[str]) -> str:
     return f"{brackets[0]}\n    " + ",\n    ".join(lines) + f"\n  {brackets[1]}"
 
 
-def read(path: str | Path) -> PlanFile:
-    """Read a plan that anyone may have written.
+def read(path: str | Path | Mapping[str, Any]) -> PlanFile:
+    """Read a plan that anyone may have written: a file, or its JSON as plain values.
 
     Raises:
         FileError: it cannot be read.
         PlanError: it is no plan, of another schema, or names positions that are not there.
     """
+    if isinstance(path, Mapping):
+        return parse(Found(dict(path)))
     try:
         return parse(read_json(Path(path)))
     except PlanError as error:

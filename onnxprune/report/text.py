@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -43,7 +43,9 @@ def _table(*columns: str, title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in columns:
         is_number = name not in ("", "dim", "pass", "operator", "why", "options", "what", "status")
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        is_name = name in ("dim", "status", "what")
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=is_name)
     return table
 
 
@@ -78,7 +80,9 @@ def _cost(cost: dict[str, dict[str, float]]) -> Table:
 def _widths(rows: Sequence[dict[str, Any]]) -> Table:
     table = _table("dim", "kept", "of", "")
     for row in rows[:MOST_ROWS]:
-        note = "" if row["exact"] else "approximate"
+        notes = [] if row["exact"] else ["approximate"]
+        notes += [f"{row['rows']} rows of {row['size']}"] if row["rows"] > 1 else []
+        note = ", ".join(notes)
         table.add_row(row["name"], str(row["kept"]), str(row["of"]), note)
     if len(rows) > MOST_ROWS:
         table.add_row(f"... and {len(rows) - MOST_ROWS} more", "", "", "")
@@ -95,17 +99,22 @@ def count(value: float) -> str:
 
 def _inspect(content: dict[str, Any]) -> Iterator[RenderableType]:
     cost = content["cost"]
-    sizes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in content["shapes"].items())
+    sizes = ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}"
+        for name, shape in content["shapes"].items()
+    )
     yield Text(f"{count(cost['macs'])} MACs (at {sizes}), {count(cost['params'])} parameters, "
                f"{count(cost['bytes'])}B")  # fmt: skip
     yield Text(f"{content['prunable_params']:.1%} of the weights can be pruned\n")
     table = _table("dim", "size", "rows", "MACs", "params", "status", "why")
-    for row in content["dims"]:
+    for row in sorted(content["dims"], key=lambda row: row["pinned"] is not None):
         status = "pinned" if row["pinned"] else "exact" if row["exact"] else "approximate"
         why = row["pinned"] or row["approximate"] or ""
         shares = f"{row['macs_share']:.1%}", f"{row['params_share']:.1%}"
         table.add_row(row["name"], str(row["size"]), str(row["rows"]), *shares, status, why)
     yield table
+    yield Text("\nshares are of the nodes and weights that a Dim has to do with; one with several "
+               "Dims counts for each")  # fmt: skip
     if content["unknown_operators"]:
         listed = ", ".join(f"{n} ({k})" for n, k in content["unknown_operators"].items())
         yield Text(f"\noperators without a rule: {listed}")
@@ -152,7 +161,7 @@ def _outputs(found: dict[str, Any]) -> Iterator[Line]:
         error = row.get("error_mean")
         off = f"off by {error:.2g} of its size on average" if error is not None else "compared"
         samples = f"on {found['samples']} samples of {found['inputs']}"
-        yield _status(found), f"`{row['name']}` {off}{same} ({samples})"
+        yield "compared", f"`{row['name']}` {off}{same} ({samples})"
 
 
 def _metric(found: dict[str, Any]) -> Iterator[Line]:
@@ -170,8 +179,17 @@ def _latency(found: dict[str, Any]) -> Iterator[Line]:
         return
     low, high = found["interval"]
     times = f"{found['reference']['p50_ms']:.3f} ms -> {found['candidate']['p50_ms']:.3f} ms"
-    claim = "" if found["speedup_claimed"] else ": no difference shown"
-    yield "", f"{times}, {found['speedup']:.2f} times as fast ({low:.2f} to {high:.2f}){claim}"
+    ratio = f"{found['speedup']:.3f} times as fast ({low:.3f} to {high:.3f})"
+    yield "", f"{times}, {ratio}{_claim(found)}"
+
+
+def _claim(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    if found["speedup_claimed"] or high < 1:
+        return ""
+    if low <= 1:
+        return ": no difference shown"
+    return ": too few pairs to claim it, raise --latency-seconds"
 
 
 _LINES: dict[str, Callable[[dict[str, Any]], Iterator[Line]]] = {

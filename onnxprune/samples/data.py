@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -84,10 +84,24 @@ def _read(
     if path.is_file():
         return _unlabelled(_from_npz(path), specs)
     if _FUNCTION.fullmatch(str(source)):
-        return _from_iterable(named_function(str(source))(), specs, limit)
+        return _from_iterable(_called(str(source)), specs, limit)
     raise FileError(
         f"there is no data at `{source}`", hint="give a file, a folder, or `module:function`"
     )
+
+
+def _called(spec: str) -> Iterable[Any]:
+    """What a function of the user's gives."""
+    function = named_function(spec)
+    try:
+        found = function()
+        iter(found)
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(
+            f"`{spec}()` gives no samples: {type(error).__name__}: {error}",
+            hint="it is called without arguments, for an iterable of {input: array}",
+        ) from error
+    return cast("Iterable[Any]", found)
 
 
 def named_function(spec: str) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxprune
 from tests.command import LATENCY_OFF, Call, assert_refused, caller, mlp
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -204,3 +205,60 @@ def test_a_full_disk_leaves_nothing_behind(call: Call, small: Path, tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--plan", "OUT"], ["same file"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=.5", "--target", "macs=.6"], ["twice"]),
+        (["prune", "SMALL", "-o", "OUT", "--exact-only", "--plan", "P"], ["no plan"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--limit", "3"], ["no data"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--seed", "-1"], ["--seed"]),
+        (["prune", "SMALL", "-o", "OUT", "--keep", "w0=9999"], ["16 channels"]),
+        (["prune", "SMALL", "-o", "OUT", "--keep", "w0=4.5"], ["whole number"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--score", "l2{"], ["brace"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--data", "numpy:zeros"],
+         ["numpy:zeros", "without arguments"]),
+        (["prune", "SMALL", "-o", "OUT", "--target", "macs=0.5", "--image-size", "3x4x5"], ["HxW"]),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(
+    call: Call, small: Path, tmp_path: Path, args: list[str], words: list[str]
+) -> None:
+    """Nothing is taken silently for something else; no file appears."""
+    places = {"SMALL": small, "OUT": tmp_path / "out.onnx", "P": tmp_path / "p.json"}
+    assert_refused(call(*[places.get(a, a) for a in args]), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.onnx"]
+
+
+def test_a_candidate_that_fails_exits_with_3(call: Call, small: Path, tmp_path: Path) -> None:
+    """Another interface is a failure without any gate."""
+    other = tmp_path / "other.onnx"
+    model = mlp()
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "renamed"
+    onnx.save(model, str(other))
+    assert call("verify", small, other, *LATENCY_OFF).code == 3
+
+
+def test_the_python_functions_refuse_alike(small: Path) -> None:
+    """One clear error for values of the wrong kind."""
+    half = {"macs": 0.5}
+    wrong: list[dict[str, Any]] = [
+        {"target": 0.5}, {"target": {"macs": "x"}}, {"target": half, "score": 3}
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(onnxprune.PruneError):
+            onnxprune.prune(small, **given)
+    for model in (None, b"bytes", 3):
+        with pytest.raises(onnxprune.PruneError, match="is no model"):
+            onnxprune.prune(model, target={"macs": 0.5})
+
+
+def test_the_plan_of_a_result_can_be_applied(small: Path) -> None:
+    """As it is handed out, without a file."""
+    found = onnxprune.prune(small, target={"macs": 0.5}, latency_s=0)
+    again = onnxprune.apply(small, found.plan)
+    assert again.model == found.model
+    assert onnxprune.prune(small, target={"macs": 0.5}, dry_run=True).model is None
