@@ -52,7 +52,8 @@ def _speedup(latency: dict[str, Any]) -> str:
     if "skipped" in latency:
         return "not measured"
     low, high = latency["interval"]
-    claim = "" if latency["speedup_claimed"] else ", no difference shown"
+    is_shown = latency["speedup_claimed"] or high < 1
+    claim = "" if is_shown else ", no difference shown"
     return f"{latency['speedup']:.2f} ({low:.2f} to {high:.2f}{claim})"
 
 
