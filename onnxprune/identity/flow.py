@@ -394,7 +394,7 @@ def _pin_inputs(flow: Flow, node: Node, no_rule: bool) -> None:
         flow.ties.unknown.append(node.key)
         reason = f"no rule for the operator {node.op}: {describe(node)}"
     else:
-        reason = f"shape depends on the data: {describe(node)}"
+        reason = f"shape is known only when it runs: {describe(node)}"
     for slot, name in enumerate(node.inputs):
         if name and flow.shape(name) is not None:
             flow.pin(flow.fields(slot), reason)
