@@ -177,7 +177,7 @@ def test_what_the_data_counts_is_held(op: str) -> None:
     kind: Any = TensorProto.INT64 if op == "NonZero" else TensorProto.FLOAT
     found = flow_of(b.model({"x": ["n", 3]}, {x: ["a", "b"]}, types={x: kind}))
     assert found.widths() == []
-    assert "depends on the data" in found.pins()
+    assert "known only when it runs" in found.pins()
 
 
 @given(seed=seeds)
