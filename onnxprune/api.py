@@ -110,7 +110,8 @@ def prune(
     Args:
         model: a path or a ModelProto, which is not changed.
         out: where to write; None keeps the result in memory (`Result.model`).
-        data: samples, with labels or without; `evaluation` takes their place in the figures.
+        data: samples, with labels or without: a fifth of them, drawn by the seed, is for the
+            figures, unless `evaluation` takes its place; the others are to repair on.
         limit: take so many samples, drawn by the seed.
         shape: input shapes that cost is counted at.
         plan_path: where to write the plan; beside `out` by default.
@@ -130,7 +131,8 @@ def prune(
     for target in targets:
         check_target(target, opening.paths(model, data, evaluation), overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
-    opening.read_data(state, evaluation if evaluation is not None else data, limit, images)
+    repairs = chosen.repair and not (chosen.exact_only or dry_run)
+    opening.read_parts(state, data, evaluation, limit, images, repairs=repairs)
     steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
     PassManager(steps).run(state)
     plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
@@ -289,7 +291,7 @@ def _apply_weights(
 
 def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:
     """The plan of a cut, with what is needed to repeat it."""
-    subject, normal = state.history[-1], state.past(Normalized)
+    subject, normal = state.replaced_by(state[Cut].model), state.past(Normalized)
     with opening.timed(state, "record"):
         return planfile.record(
             state.past(Plan),

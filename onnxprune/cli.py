@@ -166,6 +166,8 @@ COMPARISON = _options(
 @click.option("--approximate", is_flag=True,
               help="Cut Dims under normalisations over channels, without data too.")  # fmt: skip
 @click.option("--exact-only", is_flag=True, help="Lossless clean-ups only; no budget.")
+@click.option("--repair/--no-repair", default=True, show_default=True,
+              help="Refit what is left on --data.")  # fmt: skip
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these alone.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cut these only.")
 @click.option("--keep", multiple=True, metavar="PATTERN=N",

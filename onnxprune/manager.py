@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from onnxprune.errors import UsageError, did_you_mean
@@ -62,7 +63,9 @@ class State:
     """As it is now; at first the normalised original."""
     seed: int = 0
     data: Any = None
-    """A `data.Dataset`, or None."""
+    """A `data.Dataset` that figures are measured on, or None."""
+    calibration: Any = None
+    """Two of them that repair may look at, to fit and to decide, or None."""
     progress: Progress = print
     facts: dict[type, Any] = field(default_factory=dict)
     """Facts about the model as it is now, by type."""
@@ -83,6 +86,11 @@ class State:
     @property
     def model(self) -> Model:
         return self.subject.model
+
+    def replaced_by(self, model: Model) -> Subject:
+        """What a rewrite turned into this model."""
+        made = [*self.history, self.subject]
+        return next(a for a, b in pairwise(made) if b.model is model)
 
     def __getitem__(self, kind: type[Fact]) -> Fact:
         """A fact about the model as it is now."""

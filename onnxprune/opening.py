@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from onnx import ModelProto
 
 from onnxprune.blame import blaming, refuse_crashes
@@ -27,6 +28,8 @@ ModelSource = str | Path | ModelProto | Any
 Progress = Callable[[str], None]
 Shapes = Mapping[str, Shape]
 Command = TypeVar("Command", bound=Callable[..., Any])
+# With fewer, what is fitted holds for no other sample.
+LEAST_SAMPLES = 20
 
 
 def blames_the_model(function: Command) -> Command:
@@ -138,3 +141,35 @@ def read_data(
     is_normal = state.subject is state.normal
     state.normal = Subject(state.start.model, given)
     state.subject = state.normal if is_normal else Subject(state.model, given)
+
+
+def read_parts(
+    state: State,
+    source: Source | None,
+    evaluation: Source | None,
+    limit: int | None,
+    images: ImageOptions | None,
+    *,
+    repairs: bool,
+) -> None:
+    """Samples to repair on, and others for the figures."""
+    shown_on = evaluation if evaluation is not None else source
+    if source is None or not repairs:
+        return read_data(state, shown_on, limit, images)
+    read_data(state, source, limit, images)
+    whole = state.data
+    if evaluation is not None:
+        read_data(state, evaluation, limit, images)
+    if whole.n < LEAST_SAMPLES * (whole.batch or 1):
+        state.warnings.append(
+            f"nothing is repaired: {whole.n} samples are too few to fit to, to decide on and to "
+            f"measure; give at least {LEAST_SAMPLES * (whole.batch or 1)}, better some hundred"
+        )
+        return None
+    fit, decide, report = whole.split(state.seed)
+    if evaluation is None:
+        state.data = report
+    else:
+        fit = replace(fit, rows=np.sort(np.concatenate([fit.rows, report.rows])))
+    state.calibration = fit, decide
+    return None

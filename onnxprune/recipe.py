@@ -30,6 +30,8 @@ class PruneOptions:
     """Cut approximate Dims, without data too."""
     exact_only: bool = False
     """Only the exact clean-ups, no budget."""
+    repair: bool = True
+    """Refit what is left, where there is data to do it with."""
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep: Mapping[str, float] = field(default_factory=dict)
@@ -165,13 +167,15 @@ def verify_passes(options: VerifyOptions) -> list[AnyPass]:
 def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the cut, verification not included."""
     from onnxprune.passes.cut_channels import CutChannels
+    from onnxprune.passes.repair_readers import RepairReaders
     from onnxprune.passes.run_original import RunOriginal
 
     trial = RunOriginal(custom_ops=options.custom_ops)
     if options.exact_only:
         return [trial, *clean_ups()]
     cut = CutChannels(custom_ops=options.custom_ops)
-    return [*plan_passes(options, has_data=has_data), trial, cut]
+    repairs = [RepairReaders(custom_ops=options.custom_ops)] if has_data and options.repair else []
+    return [*plan_passes(options, has_data=has_data), trial, cut, *repairs]
 
 
 def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:

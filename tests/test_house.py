@@ -30,6 +30,7 @@ cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches d
 samples: images dataset data metrics
 manager
 verification: compare latency trials outputs gates
+repair: stats solve readers sweep
 passes:
 recipe
 report:

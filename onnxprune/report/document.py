@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from onnxprune.cutting.cut import Cut
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State, installed
 from onnxprune.model.graph import Model
 from onnxprune.planning.cost import Cost
 from onnxprune.planning.plan import Plan
+from onnxprune.repair.sweep import Repaired
 from onnxprune.report.shares import prunable_params, shares
 from onnxprune.rules import load_rules
 from onnxprune.rules.registry import Rules
@@ -64,8 +66,9 @@ def plan_rows(dims: Dims, plan: Plan) -> list[dict[str, Any]]:
 def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
     """What was cut, what it won, and what verification found."""
     dims, plan = state.past(Dims), state.past_or_none(Plan)
-    subject = state.subject if state.get(Dims) is dims else state.history[-1]
-    after = state.subject.cost if plan is None else plan.cost
+    subject = state.subject if state.get(Dims) is dims else state.replaced_by(state[Cut].model)
+    is_as_planned = plan is not None and state.get(Repaired) is None
+    after = plan.cost if plan is not None and is_as_planned else state.subject.cost
     return {
         "schema": schema_name("prune"),
         "cost": cost_document(state.start.cost, after),

@@ -1,0 +1,1 @@
+"""Kept weights refitted on calibration data, without training."""

@@ -1,0 +1,142 @@
+"""Solves and rescalings for readers: mathematics only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, solve
+
+from onnxprune.repair.stats import FloatArray, Moments
+
+# Pulls towards the sliced weights, relative to the mean variance of the inputs: early layers
+# want the weakest, the last ones the strongest.
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+# A channel is not scaled further than that: statistics of few samples exaggerate.
+SCALES = (0.6, 2.0)
+# Below it a variance is noise, and its inverse a catastrophe.
+LEAST_VARIANCE = 1e-6
+# Relative error of a reader that was not touched: rounding.
+EXACT = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """What a reader computes: `weights` times its inputs plus `bias`.
+
+    `weights` has shape (outputs, inputs), or (channels,) where each channel is scaled alone.
+    """
+
+    weights: FloatArray
+    bias: FloatArray
+
+    def mean(self, seen: Moments) -> FloatArray:
+        """Mean of each output, without the bias."""
+        return self.weights @ seen.mean_a if seen.is_full else self.weights * seen.mean_a
+
+    def variance(self, seen: Moments) -> FloatArray:
+        """Variance of each output."""
+        found: FloatArray = (
+            np.einsum("ok,ok->o", self.weights @ seen.covariance, self.weights)
+            if seen.is_full
+            else self.weights**2 * seen.covariance
+        )
+        return np.maximum(found, 0.0)
+
+    def error(self, seen: Moments) -> float:
+        """Mean squared distance from the targets, summed over outputs."""
+        both = (
+            np.einsum("ok,ko->o", self.weights, seen.cross)
+            if seen.is_full
+            else self.weights * seen.cross
+        )
+        off = self.mean(seen) + self.bias - seen.mean_t
+        spread = self.variance(seen) - 2 * both + seen.variance_t
+        return float(spread.sum() + (off**2).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """What was chosen for a reader, and its held-out error before and after."""
+
+    line: Affine
+    kind: str
+    """`sliced`, `scaled`, `solved`, or `solved and scaled`."""
+    before: float
+    after: float
+
+
+def ridge(seen: Moments, sliced: Affine, pull: float) -> Affine:
+    """Least squares with a pull towards the sliced weights.
+
+    Raises: LinAlgError: the inputs do not vary.
+    """
+    covariance = seen.covariance
+    weight = pull * float(covariance.diagonal().mean())
+    left = covariance + weight * np.eye(len(covariance))
+    missing = seen.cross - covariance @ sliced.weights.T
+    weights = sliced.weights + solve(left, missing, assume_a="pos", check_finite=False).T
+    return _centred(seen, weights)
+
+
+def restored(seen: Moments, line: Affine) -> Affine:
+    """The line with each output's mean and variance brought to those of its target.
+
+    Least squares shrinks what it cannot predict, and that compounds with depth.
+    """
+    made, wanted = line.variance(seen), seen.variance_t
+    varies = (made > LEAST_VARIANCE) & (wanted > LEAST_VARIANCE)
+    ratio = np.divide(wanted, made, out=np.ones_like(made), where=varies)
+    scale = np.sqrt(ratio).clip(*SCALES)
+    return _centred(seen, line.weights * (scale[:, None] if seen.is_full else scale))
+
+
+def repair(fit: Moments, decide: Moments, sliced: Affine, *, may_solve: bool) -> Repair:
+    """The best of the variants, by the error on samples that none of them was fitted to.
+
+    Restoring the variance costs error here and wins it back in the layers behind: it is taken
+    wherever it is still better than the sliced reader.
+    """
+    if not (fit.is_finite and decide.is_finite):
+        return Repair(sliced, "sliced", np.nan, np.nan)
+    before = sliced.error(decide)
+    kept = Repair(sliced, "sliced", before, before)
+    if before <= EXACT * decide.variance_t.sum():
+        return kept
+    both = fit + decide
+    for kind, make in _variants(fit, decide, sliced, may_solve):
+        made = make(both)
+        after = made.error(decide)
+        if make(fit).error(decide) < before and after < before:
+            return Repair(made, kind, before, after)
+    return kept
+
+
+def _variants(
+    fit: Moments, decide: Moments, sliced: Affine, may_solve: bool
+) -> Iterator[tuple[str, Callable[[Moments], Affine]]]:
+    """Ways to repair, the one with the most to win first."""
+    pull = best_pull(fit, decide, sliced) if may_solve else None
+    if pull is not None:
+        yield "solved and scaled", lambda seen: restored(seen, ridge(seen, sliced, pull))
+        yield "solved", lambda seen: ridge(seen, sliced, pull)
+    yield "scaled", lambda seen: restored(seen, sliced)
+
+
+def best_pull(fit: Moments, decide: Moments, sliced: Affine) -> float | None:
+    """The ridge with the least held-out error; None where nothing can be solved."""
+    errors: dict[float, float] = {}
+    for pull in RIDGES:
+        try:
+            errors[pull] = ridge(fit, sliced, pull).error(decide)
+        except LinAlgError:
+            continue
+    finite = {pull: error for pull, error in errors.items() if np.isfinite(error)}
+    return min(finite, key=lambda pull: finite[pull]) if finite else None
+
+
+def _centred(seen: Moments, weights: FloatArray) -> Affine:
+    """The line through the means."""
+    line = Affine(weights, np.zeros(len(weights)))
+    return Affine(weights, seen.mean_t - line.mean(seen))

@@ -1,0 +1,60 @@
+"""Refit the readers of what was cut on calibration data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxprune.cutting.cut import Cut
+from onnxprune.errors import PruneError
+from onnxprune.identity.dims import Dims
+from onnxprune.manager import Rewrite, Rewritten, State
+from onnxprune.planning.plan import Plan
+from onnxprune.repair.readers import targets
+from onnxprune.repair.sweep import Repaired, Sweep
+
+
+@dataclass(frozen=True)
+class RepairReaders(Rewrite):
+    """Refit what reads removed channels to give what the original gave, from input to output.
+
+    Readers are solved for by least squares with a pull towards their sliced weights; other
+    layers, depthwise ones and norms get the mean and variance of their channels back. What does
+    not become better on held-out samples stays. Grouped convolutions are scaled only; recurrent
+    layers, transposed convolutions and weights that several nodes read are left alone.
+    """
+
+    name: ClassVar[str] = "repair-readers"
+    needs: ClassVar[tuple[type, ...]] = (Cut,)
+    keeps: ClassVar[tuple[type, ...]] = (Cut,)
+    gives: ClassVar[tuple[type, ...]] = (Cut, Repaired)
+
+    samples: int = 640
+    """Calibration samples that are looked at, at most."""
+    custom_ops: tuple[str, ...] = ()
+    """Libraries of custom operators that the model needs to run."""
+
+    def run(self, state: State) -> Rewritten:
+        if state.calibration is None:
+            state.warnings.append("`repair-readers` left out: there is no calibration data")
+            return Rewritten(state.model, (Repaired({}),))
+        before = state.replaced_by(state[Cut].model)
+        dims, plan = state.past(Dims), state.past(Plan)
+        alive = plan.alive[dims.of]
+        waves = targets(
+            before.model, state.model, state[Cut].first, dims, alive, before.shapes[0]
+        )
+        fit, decide = (
+            part.subset(range(min(part.n, most)))
+            for part, most in zip(state.calibration, (self.samples * 3 // 4, self.samples // 4),
+                                  strict=True)
+        )  # fmt: skip
+        sweep = Sweep(before.model, state.model, fit, decide, state.seed, self.custom_ops)
+        try:
+            made = sweep.run(waves)
+        except PruneError as error:
+            state.warnings.append(f"`repair-readers` left out: {error.what}")
+            return Rewritten(state.model, (Repaired({}),))
+        kinds = Counter(one.kind for one in sweep.done.values())
+        return Rewritten(made, (Repaired(dict(sorted(kinds.items()))),))

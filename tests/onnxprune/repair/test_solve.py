@@ -1,0 +1,77 @@
+"""Solves and rescalings, on numbers drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxprune.repair.solve import SCALES, Affine, best_pull, repair, restored
+from onnxprune.repair.stats import Moments, moments
+
+
+def drawn(seed: int, rows: int, noise: float) -> tuple[Moments, Moments, Affine]:
+    """Moments of two halves of a noisy linear map, and sliced weights that are off."""
+    rng = np.random.default_rng(seed)
+    mix, weights = rng.standard_normal((6, 6)), rng.standard_normal((4, 6))
+    a = rng.standard_normal((2, rows, 6)) @ mix + 1
+    t = a @ weights.T + 2 + noise * rng.standard_normal((2, rows, 4))
+    sliced = Affine(weights + rng.standard_normal((4, 6)), np.zeros(4))
+    first, second = (moments(x, y, is_full=True) for x, y in zip(a, t, strict=True))
+    return first, second, sliced
+
+
+@given(st.integers(0, 999), st.sampled_from([3, 10, 100]), st.sampled_from([0.0, 1.0, 30.0]))
+def test_a_repaired_reader_is_never_worse_than_the_sliced_one(
+    seed: int, rows: int, noise: float
+) -> None:
+    """On the samples that decide; where nothing helps, the sliced reader stays."""
+    fit, decide, sliced = drawn(seed, rows, noise)
+    found = repair(fit, decide, sliced, may_solve=True)
+    assert found.line.error(decide) == found.after <= found.before == sliced.error(decide)
+    if found.kind == "sliced":
+        assert found.line is sliced
+
+
+def test_scaling_brings_mean_and_variance_back() -> None:
+    """As far as the limits of the scale allow."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((500, 3))
+    t = a * [0.8, 1.5, 9.0] + [1, 2, 3]
+    seen = moments(a, t, is_full=False)
+    found = restored(seen, Affine(np.ones(3), np.zeros(3)))
+    assert found.weights == pytest.approx([0.8, 1.5, SCALES[1]])
+    assert found.mean(seen) + found.bias == pytest.approx(t.mean(axis=0))
+
+
+def test_a_channel_that_does_not_vary_is_not_scaled() -> None:
+    """Its variance is noise, and a ratio of noise is no scale."""
+    a, t = np.full((50, 1), 2.0), np.arange(50.0)[:, None]
+    found = restored(moments(a, t, is_full=False), Affine(np.ones(1), np.zeros(1)))
+    assert found.weights == pytest.approx([1.0])
+
+
+def test_noise_asks_for_a_stronger_pull() -> None:
+    """With few samples and much noise the sliced weights know more than the data."""
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((4, 20))
+
+    def half(rows: int, noise: float) -> Moments:
+        a = rng.standard_normal((rows, 20))
+        return moments(a, a @ weights.T + noise * rng.standard_normal((rows, 4)), is_full=True)
+
+    sliced = Affine(weights + 0.1, np.zeros(4))
+    clean = best_pull(half(500, 0.01), half(500, 0.01), sliced)
+    noisy = best_pull(half(25, 5.0), half(200, 5.0), sliced)
+    assert clean is not None
+    assert noisy is not None
+    assert clean < noisy
+
+
+def test_numbers_that_are_not_finite_repair_nothing() -> None:
+    """An overflow in the net is no reason to break it further."""
+    fit, decide, sliced = drawn(0, 10, 0.0)
+    broken = moments(np.full((1, 6), np.inf), np.zeros((1, 4)), is_full=True)
+    assert repair(broken, decide, sliced, may_solve=True).kind == "sliced"
+    assert repair(fit, broken, sliced, may_solve=True).kind == "sliced"

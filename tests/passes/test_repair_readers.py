@@ -1,0 +1,132 @@
+"""Repair of a whole model, on nets whose best repair is known, and on the shipped ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+import onnxprune
+from onnxprune.backend.runtime import session
+from onnxprune.repair import sweep
+from onnxprune.verification import trials
+from tests.builder import Builder
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+OFF: dict[str, Any] = {"latency_s": 0}
+
+
+def narrow(seed: int = 0) -> tuple[ModelProto, dict[str, Any]]:
+    """Three linear layers of 16 units over inputs that live in 4 dimensions, and samples."""
+    b = Builder(seed)
+    h = b.node("MatMul", "x", b.weight(12, 16))
+    h = b.node("Gemm", h, b.weight(16, 16), b.weight(16), transB=1, alpha=0.5, beta=2.0)
+    y = b.node("MatMul", h, b.weight(16, 3))
+    x = b.rng.standard_normal((200, 4)) @ b.rng.standard_normal((4, 12))
+    return b.model({"x": ["n", 12]}, {y: ["n", 3]}), {"x": x.astype(np.float32)}
+
+
+def spatial(seed: int = 0) -> tuple[ModelProto, dict[str, Any]]:
+    """Convolutions of every kind around a residual sum, and samples."""
+    b = Builder(seed)
+    x = b.node("Conv", "x", b.weight(16, 3, 3, 3), pads=[1, 1, 1, 1])
+    h = b.node("Relu", b.node("Conv", x, b.weight(24, 16, 1, 1), b.weight(24)))
+    norm = [b.add(np.ones(24)), b.weight(24), b.weight(24), b.add(np.ones(24))]
+    h = b.node("Conv", h, b.weight(24, 1, 3, 3), pads=[1, 1, 1, 1], group=24)
+    h = b.node("Relu", b.node("BatchNormalization", b.node("Relu", h), *norm))
+    h = b.node("Conv", h, b.weight(16, 24, 3, 3), auto_pad="SAME_UPPER")
+    h = b.node("GlobalAveragePool", b.node("Relu", b.node("Add", x, h)))
+    y = b.node("Gemm", b.node("Flatten", h), b.weight(16, 5))
+    data = b.rng.standard_normal((60, 3, 9, 9)).astype(np.float32)
+    return b.model({"x": ["n", 3, 9, 9]}, {y: ["n", 5]}), {"x": data}
+
+
+def test_a_linear_net_is_repaired_exactly(tmp_path: Path) -> None:
+    """What is kept still spans all that the inputs say."""
+    model, data = narrow()
+    np.savez(tmp_path / "data.npz", **data)
+    given = {"data": tmp_path / "data.npz", "target": {"params": 0.5}, "score": "l2", **OFF}
+    errors = []
+    for repair in (False, True):
+        made = onnxprune.prune(model, repair=repair, **given).model
+        assert made is not None
+        ours, theirs = (session(m).run(data)[0] for m in (model, made))
+        errors.append(float(np.abs(ours - theirs).max() / np.abs(ours).max()))
+    assert errors[0] > 0.1
+    assert errors[1] < 0.02  # the pull towards the sliced weights is never quite zero
+
+
+def test_bytes_do_not_depend_on_the_batches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Sums are taken sample by sample; only convolutions whose own sums do not depend on it."""
+    model, data = spatial()
+    np.savez(tmp_path / "data.npz", **data)
+    made = []
+    for size in (3, 16, 16):
+        monkeypatch.setattr(sweep, "data_trials", lambda d, n=size: trials.data_trials(d, n))
+        found = onnxprune.prune(
+            model, data=tmp_path / "data.npz", target={"macs": 0.6}, **OFF
+        ).model
+        assert found is not None
+        made.append(found.SerializeToString())
+    assert made[0] == made[1] == made[2]
+
+
+def test_every_kind_of_layer_comes_closer(tmp_path: Path) -> None:
+    """Solved, scaled, normalised: on samples that were not looked at."""
+    model, data = spatial()
+    np.savez(tmp_path / "data.npz", **data)
+    off = {}
+    for repair in (False, True):
+        found = onnxprune.prune(
+            model, data=tmp_path / "data.npz", target={"macs": 0.6}, repair=repair, **OFF
+        )
+        assert found.model is not None
+        fresh = {"x": np.random.default_rng(9).standard_normal((50, 3, 9, 9)).astype(np.float32)}
+        ours, theirs = (session(m).run(fresh)[0] for m in (model, found.model))
+        off[repair] = float(np.square(ours - theirs).sum() / np.square(ours).sum())
+    assert off[True] < off[False] / 2
+
+
+def test_few_samples_repair_nothing(tmp_path: Path) -> None:
+    """They are for the figures then, and the user is told."""
+    model, data = narrow()
+    np.savez(tmp_path / "data.npz", x=data["x"][:10])
+    found = onnxprune.prune(model, data=tmp_path / "data.npz", target={"macs": 0.7}, **OFF)
+    assert any("nothing is repaired" in warning for warning in found.json()["warnings"])
+    assert found.verify["metric"]["samples"] == 10
+
+
+@pytest.mark.parametrize(("evaluation", "shown"), [(None, 40), ("more.npz", 30)])
+def test_figures_come_from_samples_that_repair_did_not_see(
+    evaluation: str | None, shown: int, tmp_path: Path
+) -> None:
+    """A fifth of the data, or all that is given for it."""
+    model, data = narrow()
+    np.savez(tmp_path / "data.npz", **data)
+    np.savez(tmp_path / "more.npz", x=data["x"][:30])
+    other = None if evaluation is None else tmp_path / evaluation
+    found = onnxprune.prune(
+        model, data=tmp_path / "data.npz", evaluation=other, target={"macs": 0.7}, **OFF
+    )
+    assert found.verify["metric"]["samples"] == shown
+
+
+def test_a_halved_resnet_still_classifies(tmp_path: Path) -> None:
+    """With its plan alone, `apply` repeats the cut without the repair."""
+    folder = MODELS / "digits_resnet"
+    out = tmp_path / "out.onnx"
+    onnxprune.prune(folder / "model.onnx", out, data=folder / "calibration.npz",
+                    target={"macs": 0.5}, allocate="uniform", **OFF)  # fmt: skip
+    onnxprune.apply(folder / "model.onnx", out.with_suffix(".plan.json"), tmp_path / "cut.onnx")
+    after = [
+        onnxprune.verify(folder / "model.onnx", made, data=folder / "eval.npz", **OFF)
+        .verify["metric"]["after"]
+        for made in (out, tmp_path / "cut.onnx")
+    ]  # fmt: skip
+    assert after[0] > 0.97
+    assert after[1] < 0.5
