@@ -155,7 +155,7 @@ def test_a_shape_out_of_the_data_holds_what_goes_in() -> None:
     """What NonZero finds has a length that nobody knows."""
     flow, _ = followed(lambda b, x: b.node("Compress", x, b.node("Greater", b.node(
         "ReduceSum", "x", b.ints(1), keepdims=0), b.add(0.0)), axis=0))  # fmt: skip
-    assert any("depends on the data" in p.reason for p in flow.ties.pins)
+    assert any("known only when it runs" in p.reason for p in flow.ties.pins)
 
 
 def test_what_a_body_reads_is_held() -> None:
