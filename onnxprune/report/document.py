@@ -67,7 +67,8 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
     """What was cut, what it won, and what verification found."""
     dims, plan = state.past(Dims), state.past_or_none(Plan)
     subject = state.subject if state.get(Dims) is dims else state.replaced_by(state[Cut].model)
-    is_as_planned = plan is not None and state.get(Repaired) is None
+    repaired = state.get(Repaired)
+    is_as_planned = plan is not None and repaired is None
     after = plan.cost if plan is not None and is_as_planned else state.subject.cost
     return {
         "schema": schema_name("prune"),
@@ -76,6 +77,7 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "dims": dims_counts(dims, plan),
         "widths": plan_rows(dims, plan) if plan is not None else [],
         "prunable_params": prunable_params(subject.model, dims),
+        "repaired": None if repaired is None else repaired.kinds,
         "verify": findings,
         "seconds": rounded(state.seconds),
         "warnings": list(dict.fromkeys(state.warnings)),

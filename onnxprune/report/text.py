@@ -54,6 +54,9 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     dims = content["dims"]
     line = f"{dims['cut']} of {dims['total']} Dims cut, {dims['pinned']} pinned"
     yield Text(f"\n{line}; {content['prunable_params']:.1%} of the weights can be pruned")
+    if content.get("repaired"):
+        listed = ", ".join(f"{n} {kind}" for kind, n in content["repaired"].items())
+        yield Text(f"layers repaired: {listed}")
     rows = [row for row in content.get("widths", []) if row["kept"] < row["of"]]
     if rows:
         yield Text()

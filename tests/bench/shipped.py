@@ -2,8 +2,8 @@
 
     python tests/bench/shipped.py [--targets 0.7,0.5] [--latency-seconds 10]
 
-Calibration data has no labels. Metrics come from each model's eval.npz, which no decision reads; latency is measured in pairs on
-one thread at batch 1. Prints Markdown.
+Calibration data has no labels. Metrics come from each model's eval.npz, which no decision reads;
+latency is measured in pairs on one thread at batch 1. Prints Markdown.
 """
 
 from __future__ import annotations

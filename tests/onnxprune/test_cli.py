@@ -205,3 +205,14 @@ def test_the_module_runs_as_a_program(small: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["refused"] is None
+
+
+def test_the_report_says_what_was_repaired(call: Call, tmp_path: Path) -> None:
+    """With data, how many layers and how; without, that nothing was tried."""
+    folder = MODELS / "cancer_mlp"
+    args = (folder / "model.onnx", "--target", "macs=0.6", *LATENCY_OFF)
+    data = ("--data", folder / "calibration.npz")
+    found = call("prune", *args, *data, "-o", tmp_path / "a.onnx", "--json").json()
+    assert sum(found["repaired"].values()) > 0
+    assert "layers repaired" in call("prune", *args, *data, "-o", tmp_path / "b.onnx").out
+    assert call("prune", *args, "-o", tmp_path / "c.onnx", "--json").json()["repaired"] is None
