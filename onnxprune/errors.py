@@ -60,12 +60,6 @@ class ToolDefect(PruneError):
     exit_code = 1
 
 
-class GateFailed(PruneError):
-    """A gate that the user set was not met: exit code 3."""
-
-    exit_code = 3
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint naming the known words closest to `name`; all of them where none is close."""
     words = sorted(known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.model.graph import Model
@@ -109,13 +109,6 @@ class State:
     def past_or_none(self, kind: type[Fact]) -> Fact | None:
         """The same, where it is known."""
         return cast("Fact | None", self.facts.get(kind, self.before.get(kind)))
-
-
-class Pass(Protocol):
-    """What every pass says about itself."""
-
-    name: ClassVar[str]
-    needs: ClassVar[tuple[type, ...]]
 
 
 @dataclass(frozen=True)

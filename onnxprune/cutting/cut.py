@@ -8,7 +8,6 @@ a shape that is no shape (an attention scale, a divisor) is held at its old valu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -26,8 +25,6 @@ from onnxprune.rules.registry import Rules
 from onnxprune.rules.wiring import Ints
 from onnxprune.shape.shapes import Array, Evaluator, Shape, Shapes, describe
 from onnxprune.shape.sizes import Sizes
-
-Wanted = Sequence[int | None]
 
 
 @dataclass(frozen=True, eq=False)

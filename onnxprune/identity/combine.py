@@ -27,7 +27,6 @@ from onnxprune.identity.fields import (
 )
 from onnxprune.identity.flow import Flow
 
-Labels = Sequence[str | None]
 Kind = tuple[tuple[int, ...], int]
 
 

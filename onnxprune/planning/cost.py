@@ -177,11 +177,6 @@ class CostModel:
         params, size = self._weights.evaluate(lengths, alive)
         return Cost(int(self._node_values(lengths).sum()), params, size + self._rest)
 
-    def node_costs(self, alive: BoolArray) -> Mapping[str, int]:
-        """MACs of each node for these channels, by node key."""
-        values = self._node_values(self.lengths.evaluate(alive))
-        return {n.key: int(v) for n, v in zip(self._counted, values, strict=True)}
-
     def slopes(self, alive: BoolArray, weight: Mapping[str, float]) -> FloatArray:
         """Weighted cost that one more channel of each part adds, parts in the order of Dims.
 
