@@ -11,8 +11,9 @@ from onnxprune.errors import PruneError
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewrite, Rewritten, State
 from onnxprune.planning.plan import Plan
-from onnxprune.repair.readers import targets
+from onnxprune.readers.folds import folds
 from onnxprune.repair.sweep import Repaired, Sweep
+from onnxprune.repair.targets import targets
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,8 @@ class RepairReaders(Rewrite):
         waves = targets(
             before.model, state.model, state[Cut].first, dims, alive, before.shapes[0]
         )
-        fit, decide = (
-            part.subset(range(min(part.n, most)))
-            for part, most in zip(state.calibration, (self.samples * 3 // 4, self.samples // 4),
-                                  strict=True)
-        )  # fmt: skip
-        sweep = Sweep(before.model, state.model, fit, decide, state.seed, self.custom_ops)
+        sweep = Sweep(before.model, state.model, folds(*state.calibration, self.samples),
+                      state.seed, self.custom_ops)  # fmt: skip
         try:
             made = sweep.run(waves)
         except PruneError as error:

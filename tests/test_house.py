@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # modules of one without a list may import each other.
 LAYERS = """errors
 model: store graph checks wire surgeon storage digest
-backend: feeds runtime child
+backend: feeds threads runtime child
 normal: floats origin draft fold normalize
 shape: kernels contrib shapes valid sizes
 identity: fields ties flow combine balance channels dims occurrences
@@ -30,7 +30,8 @@ cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches d
 samples: images dataset data metrics
 manager
 verification: compare latency trials outputs gates
-repair: stats solve readers sweep
+readers: stats window view stream find folds frontier
+repair: solve targets sweep
 passes:
 recipe
 report:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from onnxprune.repair.stats import FloatArray, Moments
+from onnxprune.readers.stats import FloatArray, Moments
 
 # Pulls towards the sliced weights, relative to the mean variance of the inputs: early layers
 # want the weakest, the last ones the strongest.
@@ -17,6 +17,8 @@ RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 SCALES = (0.6, 2.0)
 # Below it a variance is noise, and its inverse a catastrophe.
 LEAST_VARIANCE = 1e-6
+# Folds that are held out in turn to choose the pull, by the number of inputs: wide readers cost.
+TURNS = ((256, 4), (1024, 2))
 # Relative error of a reader that was not touched: rounding.
 EXACT = 1e-9
 
@@ -74,10 +76,11 @@ def ridge(seen: Moments, sliced: Affine, pull: float) -> Affine:
     """
     covariance = seen.covariance
     weight = pull * float(covariance.diagonal().mean())
-    left = covariance + weight * np.eye(len(covariance))
     missing = seen.cross - covariance @ sliced.weights.T
-    weights = sliced.weights + solve(left, missing, assume_a="pos", check_finite=False).T
-    return _centred(seen, weights)
+    covariance[np.diag_indices_from(covariance)] += weight
+    factor = cho_factor(covariance.T, lower=True, overwrite_a=True, check_finite=False)
+    moved = cho_solve(factor, missing, overwrite_b=True, check_finite=False)
+    return _centred(seen, sliced.weights + moved.T)
 
 
 def restored(seen: Moments, line: Affine) -> Affine:
@@ -92,20 +95,25 @@ def restored(seen: Moments, line: Affine) -> Affine:
     return _centred(seen, line.weights * (scale[:, None] if seen.is_full else scale))
 
 
-def repair(fit: Moments, decide: Moments, sliced: Affine, *, may_solve: bool) -> Repair:
+def repair(folds: Sequence[Moments], sliced: Affine, *, may_solve: bool) -> Repair:
     """The best of the variants, by the error on samples that none of them was fitted to.
 
     Restoring the variance costs error here and wins it back in the layers behind: it is taken
     wherever it is still better than the sliced reader.
+
+    Args:
+        folds: moments of disjoint samples; what is handed out is fitted to all of them. The last
+            is held out to decide.
     """
-    if not (fit.is_finite and decide.is_finite):
+    if not all(fold.is_finite for fold in folds):
         return Repair(sliced, "sliced", np.nan, np.nan)
+    *rest, decide = folds
+    fit, both = total(rest), total(folds)
     before = sliced.error(decide)
     kept = Repair(sliced, "sliced", before, before)
     if before <= EXACT * decide.variance_t.sum():
         return kept
-    both = fit + decide
-    for kind, make in _variants(fit, decide, sliced, may_solve):
+    for kind, make in _variants(folds, sliced, may_solve):
         made = make(both)
         after = made.error(decide)
         if make(fit).error(decide) < before and after < before:
@@ -113,25 +121,38 @@ def repair(fit: Moments, decide: Moments, sliced: Affine, *, may_solve: bool) ->
     return kept
 
 
+def total(folds: Sequence[Moments]) -> Moments:
+    """Moments of all samples of some folds."""
+    first, *others = folds
+    return sum(others, first)
+
+
 def _variants(
-    fit: Moments, decide: Moments, sliced: Affine, may_solve: bool
+    folds: Sequence[Moments], sliced: Affine, may_solve: bool
 ) -> Iterator[tuple[str, Callable[[Moments], Affine]]]:
     """Ways to repair, the one with the most to win first."""
-    pull = best_pull(fit, decide, sliced) if may_solve else None
+    pull = best_pull(folds, sliced) if may_solve else None
     if pull is not None:
         yield "solved and scaled", lambda seen: restored(seen, ridge(seen, sliced, pull))
         yield "solved", lambda seen: ridge(seen, sliced, pull)
     yield "scaled", lambda seen: restored(seen, sliced)
 
 
-def best_pull(fit: Moments, decide: Moments, sliced: Affine) -> float | None:
-    """The ridge with the least held-out error; None where nothing can be solved."""
-    errors: dict[float, float] = {}
-    for pull in RIDGES:
-        try:
-            errors[pull] = ridge(fit, sliced, pull).error(decide)
-        except LinAlgError:
-            continue
+def best_pull(folds: Sequence[Moments], sliced: Affine) -> float | None:
+    """The ridge with the least held-out error; None where nothing can be solved.
+
+    Every fold is held out in turn; where that would take long, the last ones or one only.
+    """
+    inputs = len(folds[-1].a)
+    turns = next((n for width, n in TURNS if inputs <= width), 1)
+    errors = dict.fromkeys(RIDGES, 0.0)
+    for held in range(len(folds))[-turns:]:
+        fit = total([fold for at, fold in enumerate(folds) if at != held])
+        for pull in RIDGES:
+            try:
+                errors[pull] += folds[held].n * ridge(fit, sliced, pull).error(folds[held])
+            except LinAlgError:
+                errors[pull] = np.inf
     finite = {pull: error for pull, error in errors.items() if np.isfinite(error)}
     return min(finite, key=lambda pull: finite[pull]) if finite else None
 

@@ -6,23 +6,20 @@ the original gave: errors do not add up from layer to layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto
 
-from onnxprune.backend.runtime import session
-from onnxprune.cleanup.cleaning import add_biases, with_weights
-from onnxprune.cleanup.linear import Linear
-from onnxprune.identity.ties import Slot
-from onnxprune.model.graph import Model, bodies, free_names
-from onnxprune.model.storage import copy_fields
-from onnxprune.repair.readers import Target, batches, sliced_weights, stored
+from onnxprune.backend.threads import one_thread
+from onnxprune.model.graph import Model
+from onnxprune.readers.frontier import Batch, Walk, batches
+from onnxprune.readers.stats import Array, Gatherer, Moments, positions
+from onnxprune.readers.view import Changes
 from onnxprune.repair.solve import Affine, Repair, repair
-from onnxprune.repair.stats import Array, FloatArray, Gatherer, Moments, positions
+from onnxprune.repair.targets import Scalable, Solvable, Target
 from onnxprune.samples.dataset import Dataset
-from onnxprune.verification.trials import data_trials
 
 # Sums that are gathered together.
 MOST_BYTES = 2**29
@@ -41,117 +38,98 @@ class Sweep:
 
     original: Model
     cut: Model
-    fit: Dataset
-    decide: Dataset
+    folds: Sequence[Dataset]
+    """Disjoint samples; the last are held out to decide."""
     seed: int = 0
     custom_ops: Sequence[str] = ()
     done: dict[str, Repair] = field(default_factory=dict)
-    """What was chosen, by the key of the node."""
-    _weights: dict[Slot, Array] = field(default_factory=dict)
-    _biases: dict[str, FloatArray] = field(default_factory=dict)
-    _views: dict[str, Linear] = field(default_factory=dict)
+    """What was chosen, by the key of the reader."""
 
     def run(self, waves: Sequence[Sequence[Target]]) -> Model:
         """The repaired model; the cut one itself where nothing became better."""
-        for wave in waves:
-            live = self._model()
-            for part in batches(wave, MOST_BYTES):
-                fit, decide = (self._gather(live, data, part) for data in (self.fit, self.decide))
-                for target, *seen in zip(part, fit, decide, strict=True):
-                    self._repair(target, *seen)
-        return self._model()
+        parts = [part for wave in waves for part in portions(wave, MOST_BYTES)]
+        known = batches(self.folds)
+        walks = [
+            Walk(known, [{*_names(part, side)} for part in parts], self.custom_ops)
+            for side in ("of_original", "of_pruned")
+        ]
+        changes = Changes(self.cut)
+        try:
+            with one_thread():
+                for part in parts:
+                    self._part(part, walks, changes, known)
+        finally:
+            for walk in walks:
+                walk.shelf.close()
+        return changes.apply()
 
-    def _model(self) -> Model:
-        if not self._weights:
-            return self.cut
-        made = with_weights(self.cut, self._weights)
-        return add_biases(made, self._views, self._biases)
+    def _part(
+        self, part: Sequence[Target], walks: list[Walk], changes: Changes, known: list[Batch]
+    ) -> None:
+        live = changes.apply()
+        before = walks[0].step(self.original, _names(part, "of_original"))
+        after = walks[1].step(live, _names(part, "of_pruned"))
+        for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
+            found = repair(folds, target.sliced(), may_solve=target.is_full)
+            self.done[target.key] = found
+            if found.kind == "sliced":
+                continue
+            target.write(changes, found.line)
+            if isinstance(target, Scalable):  # it ran with the old numbers
+                walks[1].shelf.change(target.out, partial(_scaled, target.axis, found.line))
 
-    def _repair(self, target: Target, fit: Moments, decide: Moments) -> None:
-        view, key = target.view, target.node.key
-        if view is not None and target.may_solve:
-            sliced = Affine(sliced_weights(view), view.bias)
-        else:
-            sliced = Affine(np.ones(len(fit.t)), np.zeros(len(fit.t)))
-        found = repair(fit, decide, sliced, may_solve=target.may_solve)
-        self.done[key] = found
-        if found.kind == "sliced":
-            return
-        line = found.line
-        if view is None:
-            scale, bias = (self.cut.array(n).astype(np.float64) for n in target.node.inputs[1:3])
-            self._weights[key, 1] = scale * line.weights
-            self._weights[key, 2] = bias * line.weights + line.bias
-            return
-        self._views[key] = view
-        self._weights[key, 1] = stored(target, line.weights)
-        moved = 0.0 if target.may_solve else view.bias * line.weights
-        self._biases[key] = line.bias + moved - view.bias
-
-    def _gather(self, live: Model, data: Dataset, targets: Sequence[Target]) -> list[Moments]:
-        """Moments of each target over all samples."""
-        others = [t.stream.other for t in targets if t.stream is not None]
-        models = (
-            _Part(self.original, [t.of_original for t in targets], self.custom_ops),
-            _Part(live, [*(t.of_pruned for t in targets), *others], self.custom_ops),
-        )
-        found = [Gatherer(t.may_solve) for t in targets]
-        start = 0
-        for trial in data_trials(data):
-            before, after = (part.run(trial.feeds) for part in models)
-            rows = data.rows[start : start + trial.samples]
-            start += trial.samples
-            for target, gatherer in zip(targets, found, strict=True):
-                _add(gatherer, target, before, after, self.seed, rows)
-        return [gatherer.finish() for gatherer in found]
+    def _gather(
+        self,
+        part: Sequence[Target],
+        before: Iterator[dict[str, Array]],
+        after: Iterator[dict[str, Array]],
+        known: list[Batch],
+    ) -> list[list[Moments]]:
+        """Moments of each target and fold."""
+        sums = [[Gatherer(t.is_full) for _ in self.folds] for t in part]
+        for batch, *values in zip(known, before, after, strict=True):
+            for i, sample in enumerate(batch.samples.tolist()):
+                one, other = (_sample(v, i, len(batch.samples)) for v in values)
+                for target, own in zip(part, sums, strict=True):
+                    at = positions(target.count(one), self.seed, sample)
+                    if len(at):
+                        own[batch.fold].add(*target.rows(one, other, at))
+        return [[fold.finish() for fold in own] for own in sums]
 
 
-def _add(
-    gatherer: Gatherer,
-    target: Target,
-    before: Mapping[str, Array],
-    after: Mapping[str, Array],
-    seed: int,
-    rows: Array,
-) -> None:
-    """What a batch says of one target, sample by sample."""
-    wanted = target.wanted(before[target.of_original], after)
-    value = after[target.of_pruned]
-    each = len(wanted) // len(rows) if len(wanted) % len(rows) == 0 else 0
-    for i, row in enumerate(rows if each else rows[:1]):
-        one = slice(i * each, (i + 1) * each) if each else slice(None)
-        part = wanted[one]
-        at = positions(part.size // part.shape[target.axis], seed, int(row))
-        gatherer.add(target.seen(value[one], part.shape, at), target.rows(part, at))
+def _names(part: Sequence[Target], side: str) -> list[str]:
+    return list(dict.fromkeys(name for target in part for name in getattr(target, side)))
 
 
-class _Part:
-    """As much of a model as some of its values need."""
-
-    def __init__(self, model: Model, names: Sequence[str], custom_ops: Sequence[str]) -> None:
-        self.names = [n for n in dict.fromkeys(names) if n in model.producer]
-        self._session = session(part(model, self.names), custom_ops=custom_ops)
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The values, and the feeds themselves."""
-        known = {n: a for n, a in feeds.items() if n in self._session.input_names}
-        made = zip(self.names, self._session.run(known, self.names), strict=True)
-        return {**feeds, **dict(made)}
+def _sample(values: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
+    """One sample's part of each value; the first gets all of a value that has no batch axis."""
+    return {name: _slice(array, at, count) for name, array in values.items()}
 
 
-def part(model: Model, names: Sequence[str]) -> ModelProto:
-    """A model that gives these values, without the nodes behind them."""
-    wanted, nodes = set(names), []
-    for node in reversed(model.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            wanted.update(n for body in bodies(node.proto) for n in free_names(body))
-            nodes.append(node.proto)
-    proto, source = ModelProto(), model.proto
-    copy_fields(source, proto, {"graph"})
-    copy_fields(source.graph, proto.graph, {"node", "initializer", "input", "output", "value_info"})
-    proto.graph.node.extend(reversed(nodes))
-    proto.graph.initializer.extend(t for t in source.graph.initializer if t.name in wanted)
-    proto.graph.input.extend(info for info in source.graph.input if info.name in wanted)
-    proto.graph.output.extend(ValueInfoProto(name=n) for n in names)
-    return proto
+def _slice(array: Array, at: int, count: int) -> Array:
+    each = len(array) // count if array.ndim and len(array) % count == 0 else 0
+    if not each:
+        return array if at == 0 else array[:0]
+    return array[at * each : (at + 1) * each]
+
+
+def _scaled(axis: int, line: Affine, array: Array) -> Array:
+    shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+    scale, shift = (v.reshape(shape).astype(np.float32) for v in (line.weights, line.bias))
+    return (array * scale + shift).astype(array.dtype)
+
+
+def portions(wave: Sequence[Target], most_bytes: int) -> Iterator[list[Target]]:
+    """A wave in parts whose sums fit into memory together."""
+    part: list[Target] = []
+    size = 0
+    for one in wave:
+        width = len(one.view.columns) if isinstance(one, Solvable) else 0
+        own = 6 * 8 * width**2
+        if part and size + own > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(one)
+        size += own
+    if part:
+        yield part

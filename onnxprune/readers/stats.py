@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,41 +125,9 @@ class Gatherer:
         self._t.clear()
 
 
-def positions(count: int, seed: int, sample: int) -> IntArray:
+def positions(count: int, seed: int, sample: int, most: int = POSITIONS) -> IntArray:
     """Which positions of a sample are looked at; they depend on its number, not on its batch."""
-    if count <= POSITIONS:
+    if count <= most:
         return np.arange(count)
-    drawn = np.random.default_rng([seed, sample]).choice(count, POSITIONS, replace=False)
+    drawn = np.random.default_rng([seed, sample]).choice(count, most, replace=False)
     return np.sort(drawn)
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a convolution sees at each position, per spatial axis."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    before: tuple[int, ...]
-    """Padding in front."""
-
-    def patches(self, x: Array, out: Sequence[int], at: IntArray) -> Array:
-        """Inputs of some positions.
-
-        Args:
-            x: shape (channels, *spatial); `out`: spatial shape of the result.
-            at: positions, counted through `out`.
-        Returns: shape (positions, channels * taps).
-        """
-        index = np.zeros((len(at), 1), np.int64)
-        is_inside = np.ones((len(at), 1), np.bool_)
-        for axis, place in enumerate(np.unravel_index(at, out)):
-            taps = np.arange(self.kernel[axis]) * self.dilations[axis] - self.before[axis]
-            where = place[:, None] * self.strides[axis] + taps  # (positions, kernel)
-            length = x.shape[axis + 1]
-            fits = (where >= 0) & (where < length)
-            where = where.clip(0, length - 1)
-            index = (index[:, :, None] * length + where[:, None]).reshape(len(at), -1)
-            is_inside = (is_inside[:, :, None] & fits[:, None]).reshape(len(at), -1)
-        taken = x.reshape(len(x), -1)[:, index] * is_inside  # (channels, positions, taps)
-        return taken.transpose(1, 0, 2).reshape(len(at), -1)

@@ -1,0 +1,204 @@
+"""Runs a model part by part over all samples; what later parts need waits on a shelf.
+
+A walk that looks at one layer after the other costs about one forward in all, not one a layer:
+each part starts from the values that the part before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from onnx import ModelProto, ValueInfoProto, helper
+
+from onnxprune.backend.runtime import session
+from onnxprune.model.graph import Model, Node, bodies, free_names
+from onnxprune.model.storage import copy_fields
+from onnxprune.readers.stats import Array, IntArray
+from onnxprune.samples.dataset import Dataset
+from onnxprune.verification.trials import data_trials
+
+# What waits in memory; the rest lies in files of a temporary folder.
+IN_MEMORY = 2**29
+# Samples that run together.
+BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some samples of one fold."""
+
+    feeds: Mapping[str, Array]
+    samples: IntArray
+    """Number of each sample in the user's data."""
+    fold: int
+
+
+def batches(folds: Sequence[Dataset], size: int = BATCH) -> list[Batch]:
+    """The samples of all folds; no batch has some of two."""
+    found = []
+    for number, data in enumerate(folds):
+        start = 0
+        for trial in data_trials(data, size):
+            rows = data.rows[start : start + trial.samples]
+            start += trial.samples
+            found.append(Batch(trial.feeds, rows, number))
+    return found
+
+
+class Shelf:
+    """Arrays by name and batch, in memory up to a limit, beyond it in memory-mapped files."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, int], Array] = {}
+        self._folder: TemporaryDirectory[str] | None = None
+        self._bytes = self._files = 0
+
+    def __contains__(self, name: str) -> bool:
+        return (name, 0) in self._arrays
+
+    def put(self, name: str, batch: int, array: Array) -> None:
+        """Keep an array."""
+        if self._bytes + array.nbytes > IN_MEMORY and array.dtype != np.object_ and array.size:
+            array = self._spilled(array)
+        else:
+            self._bytes += array.nbytes
+        self._arrays[name, batch] = array
+
+    def _spilled(self, array: Array) -> Array:
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="onnxprune-")
+        path = Path(self._folder.name) / str(self._files)
+        self._files += 1
+        made = np.memmap(path, array.dtype, "w+", shape=array.shape)
+        made[...] = array
+        return made
+
+    def get(self, name: str, batch: int) -> Array:
+        """An array that was kept."""
+        return self._arrays[name, batch]
+
+    def change(self, name: str, by: Callable[[Array], Array]) -> None:
+        """Put something else in the place of all batches of a value."""
+        for key in [k for k in self._arrays if k[0] == name]:
+            kept = self._arrays[key]
+            if isinstance(kept, np.memmap):
+                kept[...] = by(np.asarray(kept))
+            else:
+                self._arrays[key] = by(kept)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget all batches of some values."""
+        gone = set(names)
+        for key in [k for k in self._arrays if k[0] in gone]:
+            array = self._arrays.pop(key)
+            if isinstance(array, np.memmap) and array.filename:
+                Path(array.filename).unlink(missing_ok=True)
+            else:
+                self._bytes -= array.nbytes
+
+    def names(self) -> set[str]:
+        """What is kept."""
+        return {name for name, _ in self._arrays}
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+@dataclass(eq=False)
+class Walk:
+    """A model on its way from inputs to outputs, over all batches at once.
+
+    Args:
+        later: for each step to come, the values it will ask for.
+    """
+
+    batches: Sequence[Batch]
+    later: list[set[str]]
+    custom_ops: Sequence[str] = ()
+    shelf: Shelf = field(default_factory=Shelf)
+    _done: set[str] = field(default_factory=set)
+    """Keys of nodes that ran."""
+
+    def step(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Values of each batch, in order; the model may have other weights behind what ran.
+
+        The values that nothing asks for later are forgotten once the last batch is through.
+        """
+        if self.later:
+            self.later.pop(0)
+        shelved = self.shelf.names()
+        known = shelved | {*model.input_names}
+        wanted = [n for n in dict.fromkeys(names) if n not in known]
+        nodes = needed(model, wanted, known)
+        made = {out for node in nodes for out in node.outputs if out}
+        self._done |= {node.key for node in nodes}
+        kept = self._still_read(model, made | shelved)
+        outputs = [*dict.fromkeys([*wanted, *sorted(kept & made)])]
+        run, read = None, {*names}
+        if outputs:
+            first = {n: self.shelf.get(n, 0) for n in shelved}
+            proto = part(model, nodes, outputs, first)
+            run = session(proto, custom_ops=self.custom_ops)
+            read |= {*run.input_names}
+        for number, batch in enumerate(self.batches):
+            values = {n: a for n, a in batch.feeds.items() if n in model.input_names}
+            values |= {n: self.shelf.get(n, number) for n in sorted(shelved & read)}
+            if run is not None:
+                feeds = {n: values[n] for n in run.input_names}
+                values |= dict(zip(outputs, run.run(feeds, outputs), strict=True))
+            for name in kept & made:
+                self.shelf.put(name, number, values[name])
+            yield values
+        self.shelf.drop(shelved - kept)
+
+    def _still_read(self, model: Model, names: set[str]) -> set[str]:
+        """Values that a node that has not run reads, or that a later step asks for."""
+        found = set().union(*self.later) & names
+        for node in model.nodes:
+            if node.key not in self._done:
+                found |= names.intersection(_read(node))
+        return found
+
+
+def _read(node: Node) -> set[str]:
+    inner = (name for body in bodies(node.proto) for name in free_names(body))
+    return {*filter(None, node.inputs), *inner}
+
+
+def needed(model: Model, names: Iterable[str], known: set[str]) -> list[Node]:
+    """Nodes that make these values from known ones, in order."""
+    wanted, found = set(names), []
+    for node in reversed(model.nodes):
+        if wanted.intersection(node.outputs):
+            wanted |= _read(node) - known
+            found.append(node)
+    return found[::-1]
+
+
+def part(
+    model: Model, nodes: Sequence[Node], outputs: Sequence[str], known: Mapping[str, Array]
+) -> ModelProto:
+    """A model of some nodes; known values that they read are its inputs."""
+    read = {name for node in nodes for name in _read(node)}
+    proto, source = ModelProto(), model.proto
+    copy_fields(source, proto, {"graph"})
+    copy_fields(source.graph, proto.graph, {"node", "initializer", "input", "output", "value_info"})
+    proto.graph.node.extend(node.proto for node in nodes)
+    proto.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
+    inputs = [info for info in source.graph.input if info.name in read]
+    proto.graph.input.extend(inputs)
+    own = {info.name for info in inputs} | model.initializers.keys()
+    for name in sorted((read & known.keys()) - own):
+        info = ValueInfoProto(name=name)
+        kind = helper.np_dtype_to_tensor_dtype(known[name].dtype)
+        info.type.tensor_type.elem_type = kind
+        proto.graph.input.append(info)
+    proto.graph.output.extend(ValueInfoProto(name=n) for n in outputs)
+    return proto

@@ -1,0 +1,281 @@
+"""Which layers of a cut model are repaired, in which order, and towards what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.cleanup.linear import Linear, linear
+from onnxprune.cutting.compact import Take, takes
+from onnxprune.identity.dims import BoolArray, Dims
+from onnxprune.model.graph import Model, Node, bodies, free_names
+from onnxprune.readers.find import find_views
+from onnxprune.readers.stats import Array, FloatArray, IntArray
+from onnxprune.readers.stream import Stream, stream
+from onnxprune.readers.view import Changes, View, channel_rows
+from onnxprune.repair.solve import Affine
+from onnxprune.shape.shapes import Shapes
+
+# Inputs of a reader that are solved for together: their products are a matrix of this size.
+WIDEST = 4608
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Something to repair: a sum that lost inputs, or channels to be scaled one by one."""
+
+    @property
+    def key(self) -> str:
+        """Names it in a model."""
+        raise NotImplementedError
+
+    @property
+    def is_full(self) -> bool:
+        """True where all inputs are looked at with each other."""
+        raise NotImplementedError
+
+    @property
+    def of_original(self) -> tuple[str, ...]:
+        """Values of the original that are looked at."""
+        raise NotImplementedError
+
+    @property
+    def of_pruned(self) -> tuple[str, ...]:
+        """Values of the pruned net that are looked at."""
+        raise NotImplementedError
+
+    def count(self, before: Mapping[str, Array]) -> int:
+        """Positions in one sample."""
+        raise NotImplementedError
+
+    def rows(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
+    ) -> tuple[Array, Array]:
+        """What it sees, and what it should give, at some positions."""
+        raise NotImplementedError
+
+    def sliced(self) -> Affine:
+        """What it computes as it was cut."""
+        raise NotImplementedError
+
+    def write(self, changes: Changes, line: Affine) -> None:
+        """Store what was found."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Solvable(Target):
+    """A reader of the cut model that lost inputs."""
+
+    view: View
+    origin: View
+    """The same reader of the original."""
+    kept: BoolArray
+    """Shape (outputs of the original,)."""
+    stream: Stream | None
+    """The sum it joins: what is missing there is what it can make up."""
+
+    @property
+    def key(self) -> str:
+        return self.view.key
+
+    @property
+    def is_full(self) -> bool:
+        return True
+
+    @property
+    def of_original(self) -> tuple[str, ...]:
+        more = () if self.stream is None else (self.stream.total,)
+        return (*self.origin.given, *more)
+
+    @property
+    def of_pruned(self) -> tuple[str, ...]:
+        more = () if self.stream is None else (self.stream.other,)
+        return (*self.view.seen, *more)
+
+    def count(self, before: Mapping[str, Array]) -> int:
+        return self.origin.count(before)
+
+    def rows(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
+    ) -> tuple[Array, Array]:
+        seen = self.view.inputs(after, at, before)
+        if self.stream is None:
+            return seen, self.origin.outputs(before, at)[:, self.kept]
+        total = channel_rows(before[self.stream.total], self.stream.axis, at)[:, self.kept]
+        other = channel_rows(after[self.stream.other], self.stream.axis, at)
+        return seen, self.stream.share(total, other)
+
+    def sliced(self) -> Affine:
+        return Affine(self.view.weights, self.view.bias)
+
+    def write(self, changes: Changes, line: Affine) -> None:
+        self.view.write(changes, line.weights, line.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Scalable(Target):
+    """A layer whose channels are scaled and shifted one by one."""
+
+    node: Node
+    linear: Linear | None
+    """None for a BatchNormalization."""
+    takes: list[Take]
+    """What the cut took from its output."""
+    model: Model
+
+    @property
+    def key(self) -> str:
+        return self.node.key
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    @property
+    def of_original(self) -> tuple[str, ...]:
+        return (self.out,)
+
+    @property
+    def of_pruned(self) -> tuple[str, ...]:
+        return (self.out,)
+
+    @property
+    def out(self) -> str:
+        """What it gives."""
+        return self.node.outputs[0]
+
+    @property
+    def axis(self) -> int:
+        """Channel axis of the output."""
+        return 1 if self.linear is None else self.linear.out_axis
+
+    def count(self, before: Mapping[str, Array]) -> int:
+        value = before[self.out]
+        return value.size // max(value.shape[self.axis], 1)
+
+    def rows(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
+    ) -> tuple[Array, Array]:
+        wanted = before[self.out]
+        for take in self.takes:
+            wanted = take.apply(wanted)
+        seen = channel_rows(after[self.out], self.axis, at)
+        return seen, channel_rows(wanted, self.axis, at)
+
+    def sliced(self) -> Affine:
+        channels = self.linear.bias.shape if self.linear else self._vector(1).shape
+        return Affine(np.ones(channels), np.zeros(channels))
+
+    def _vector(self, slot: int) -> FloatArray:
+        assert self.linear is None, "of a BatchNormalization"
+        return self.model.array(self.node.inputs[slot]).astype(np.float64)
+
+    def write(self, changes: Changes, line: Affine) -> None:
+        if self.linear is None:
+            for slot, more in ((1, 0.0), (2, line.bias)):
+                stored = changes.array(self.node, slot)
+                stored[...] = stored * line.weights + more
+            return
+        stored = changes.array(self.node, 1)
+        by_rows = self.node.op == "Conv" or bool(self.node.attr("transB", 0))
+        scale = line.weights.reshape(-1, *[1] * (stored.ndim - 1)) if by_rows else line.weights
+        stored *= scale
+        bias = self.linear.bias * line.weights + line.bias - self.linear.bias
+        changes.add_bias(self.linear, bias, slice(None))
+
+
+def targets(
+    original: Model, cut: Model, shapes: Shapes, dims: Dims, alive: BoolArray, known: Shapes
+) -> list[list[Target]]:
+    """What to repair, wave by wave: targets of a wave do not depend on each other.
+
+    Args:
+        alive: shape (identities,).
+        shapes, known: of the cut model and of the original.
+    """
+    finder = _Finder(original, cut, shapes, dims, alive, known)
+    depth = dict.fromkeys((*cut.input_names, *cut.initializers), 0)
+    waves: dict[int, list[Target]] = {}
+    for node in cut.nodes:
+        here = max((depth.get(n, 0) for n in (*node.inputs, *_captured(node))), default=0)
+        found = finder.of(node, depth)
+        for one in found:
+            if isinstance(one, Solvable) and one.stream is not None:
+                here = max(here, depth[one.stream.other])
+        if found:
+            waves.setdefault(here, []).extend(found)
+            here += 1
+        depth.update(dict.fromkeys(node.outputs, here))
+    return [waves[level] for level in sorted(waves)]
+
+
+class _Finder:
+    """Targets of one cut, node by node."""
+
+    def __init__(
+        self, original: Model, cut: Model, shapes: Shapes, dims: Dims, alive: BoolArray,
+        known: Shapes,
+    ) -> None:  # fmt: skip
+        self._original, self._cut, self._shapes, self._known = original, cut, shapes, known
+        self._dims, self._alive = dims, alive
+        self._views: dict[str, list[View]] = {}
+        for view in find_views(cut, shapes, dims.ties).values():
+            self._views.setdefault(view.node.key, []).append(view)
+        self._origins = find_views(original, known, dims.ties)
+        self._thinned = {
+            reader.key
+            for reader in dims.ties.readers
+            if not reader.beside and not alive[reader.field.ids].all()
+        }
+        self._scaled = set[str]()
+
+    def of(self, node: Node, depth: Mapping[str, int]) -> list[Target]:
+        """The targets of a node."""
+        if node.key not in self._original.producer or not node.outputs[0]:
+            return []
+        views = self._views.get(node.key, [])
+        if views and node.key in self._thinned and self._is_solvable(views):
+            self._scaled.add(node.outputs[0])
+            return [self._solvable(view, depth) for view in views]
+        one = self._scalable(node)
+        return [one] if one else []
+
+    def _is_solvable(self, views: list[View]) -> bool:
+        return all(v.key in self._origins and len(v.columns) <= WIDEST for v in views)
+
+    def _solvable(self, view: View, depth: Mapping[str, int]) -> Target:
+        origin = self._origins[view.key]
+        kept = np.where(origin.rows >= 0, self._alive[origin.rows], True)
+        found = stream(self._cut, self._shapes, view)
+        if found is not None and not (
+            found.total in self._original.producer and found.other in depth
+        ):
+            found = None
+        return Solvable(view, origin, kept, found)
+
+    def _scalable(self, node: Node) -> Target | None:
+        view = None
+        if node.op in ("Conv", "Gemm", "MatMul") and not node.domain:
+            view = linear(self._cut, self._shapes, node)
+            shared = len(self._cut.consumers.get(node.inputs[1], ())) > 1
+            if view is None or shared or node.inputs[1] in self._cut.captured:
+                return None
+        elif not self._is_norm(node) or node.inputs[0] in self._scaled:
+            return None
+        self._scaled.add(node.outputs[0])
+        fields = self._dims.ties.fields.get(node.outputs[0], ())
+        found = takes(fields, self._known.shape[node.outputs[0]], self._alive)
+        return Scalable(node, view, found, self._cut)
+
+    def _is_norm(self, node: Node) -> bool:
+        """A BatchNormalization that runs as it was trained."""
+        cut = self._cut
+        stored = all(n in cut.initializers and n not in cut.overridable for n in node.inputs[1:])
+        return node.op == "BatchNormalization" and not node.attr("training_mode", 0) and stored
+
+
+def _captured(node: Node) -> Iterable[str]:
+    return (name for body in bodies(node.proto) for name in free_names(body))
