@@ -181,6 +181,7 @@ def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
 def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the plan: what a dry run does."""
     from onnxprune.passes.make_plan import MakePlan
+    from onnxprune.passes.measure_damage import MeasureDamage
 
     plan = MakePlan(
         targets=tuple(options.target.items()),
@@ -191,4 +192,5 @@ def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         only=as_patterns(options.only),
         keep=tuple(options.keep.items()),
     )
-    return [*clean_ups(), score_pass(options.score), plan]
+    measured = [MeasureDamage(custom_ops=options.custom_ops)] if options.allocate == "curves" else []
+    return [*clean_ups(), score_pass(options.score), *measured, plan]

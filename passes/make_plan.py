@@ -13,6 +13,7 @@ from onnxprune.identity.occurrences import names_of
 from onnxprune.manager import Analysis, State
 from onnxprune.planning.allocate import ALLOCATORS
 from onnxprune.planning.cost import CostModel
+from onnxprune.planning.damage import Damage
 from onnxprune.planning.plan import Limits, Plan
 from onnxprune.planning.planner import Planner
 from onnxprune.planning.scores import Scores
@@ -33,7 +34,7 @@ class MakePlan(Analysis):
     targets: tuple[tuple[str, float], ...] = ()
     """Cost to keep at most: (macs, params or bytes; share of the original's)."""
     allocate: str = "global"
-    """How widths are shared out: uniform or global."""
+    """How widths are shared out: uniform, global or curves."""
     multiple: int = 0
     """Width multiple; 0 chooses by width."""
     approximate: bool = False
@@ -56,7 +57,9 @@ class MakePlan(Analysis):
         whole = state.start.cost if state.history else None
         shapes, first = state.subject.at_cost, state.subject.shapes[0]
         cost = CostModel(state.model, dims, shapes, first, load_rules(), whole)
-        planner = Planner(dims, state[Scores].of, cost, self._limits(state, dims))
+        planner = Planner(
+            dims, state[Scores].of, cost, self._limits(state, dims), state.get(Damage)
+        )
         plan = ALLOCATORS[self.allocate](planner)
         if plan.coarse:
             state.warnings.append(plan.coarse)

@@ -23,7 +23,7 @@ normal: floats origin draft fold normalize
 shape: kernels contrib shapes valid sizes
 identity: fields ties flow combine balance channels dims occurrences
 rules:
-planning: weights scores terms lengths cost plan refusal planner allocate
+planning: weights scores terms lengths cost damage plan refusal planner allocate
 cutting: compact assemble cut proof oracle
 records: untrusted planrecord planfile tensorfile checkpoint
 cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches duplicates
@@ -31,6 +31,7 @@ samples: images dataset data metrics
 manager
 verification: compare latency trials outputs gates
 readers: stats window view stream find folds frontier
+damage: pooling sums obs curves
 repair: solve targets sweep
 passes:
 recipe

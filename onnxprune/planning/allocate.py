@@ -15,6 +15,11 @@ from onnxprune.planning.scores import FloatArray
 
 # Each round prices steps where the one before it ended; after these, plans hardly move.
 ROUNDS = 5
+# Damage counts with this power.
+POWER = 1.0
+
+Losses = Callable[[Planner], list[FloatArray]]
+Keys = Callable[[Planner, list[FloatArray], FloatArray], FloatArray]
 
 
 def uniform(planner: Planner) -> Plan:
@@ -47,17 +52,21 @@ def global_ranking(planner: Planner) -> Plan:
 
     Raises: BudgetError: the targets cannot be met.
     """
+    return _ranked(planner, _losses, _keys)
+
+
+def _ranked(planner: Planner, losses: Losses, keys: Keys) -> Plan:
     planner = planner.ready()
     targets = planner.limits.targets
     if not targets:
         return planner.plan(planner.top)
     weight = {n: 1 / (max(getattr(planner.cost.whole, n), 1) * t) for n, t in targets.items()}
-    lost = {planner: _losses(planner)}
+    lost = {planner: losses(planner)}
 
     def price(work: Planner) -> FloatArray:
         if work not in lost:
-            lost[work] = _losses(work)
-        return _keys(work, lost[work], prices)
+            lost[work] = losses(work)
+        return keys(work, lost[work], prices)
 
     at: IntArray = planner.top
     prices = np.zeros(0)
@@ -105,6 +114,48 @@ def readers_of(dims: Dims) -> dict[int, float]:
     return {index: sum(known.values()) for index, known in shares.items()}
 
 
+def curves(planner: Planner) -> Plan:
+    """As `global`, by measured damage: the sum over Dims is the least for the cost.
+
+    Raises: BudgetError: the targets cannot be met.
+    """
+    return _ranked(planner, _measured, _hull_keys)
+
+
+def _measured(planner: Planner) -> list[FloatArray]:
+    """Damage at each allowed level of each open Dim; of one that was not measured, what its
+    scores say."""
+    assumed = _losses(planner)
+    found = []
+    for loss, (index, allowed) in zip(assumed, planner.open.items(), strict=True):
+        damage = planner.damage.of(planner.dims.dims[index], allowed)
+        found.append(loss if damage is None else damage**POWER)
+    return found
+
+
+def _hull_keys(planner: Planner, lost: list[FloatArray], prices: FloatArray) -> FloatArray:
+    """Loss per cost won along the lower convex hull of each Dim's curve."""
+    keys = [np.zeros(0)]
+    for loss, (index, allowed) in zip(lost, planner.open.items(), strict=True):
+        counts: IntArray = planner.dims.dims[index].levels[allowed]
+        cost = counts @ prices[planner.parts_of[index]]
+        keys.append(_slopes(cost[::-1], loss[::-1]))
+    return np.concatenate(keys)
+
+
+def _slopes(cost: FloatArray, loss: FloatArray) -> FloatArray:
+    """Slope of the lower convex hull at each step. Args: cost falls, loss rises."""
+    found = np.zeros(len(cost) - 1)
+    at = 0
+    while at < len(cost) - 1:
+        won = np.maximum(cost[at] - cost[at + 1 :], 1e-30)
+        slopes = (loss[at + 1 :] - loss[at]) / won
+        end = at + 1 + int(len(slopes) - 1 - np.argmin(slopes[::-1]))
+        found[at:end] = slopes[end - at - 1]
+        at = end
+    return found
+
+
 def _keys(planner: Planner, lost: list[FloatArray], prices: FloatArray) -> FloatArray:
     """Loss per cost won of every step, rising along the steps of a Dim."""
     keys = [np.zeros(0)]
@@ -121,4 +172,5 @@ def _keys(planner: Planner, lost: list[FloatArray], prices: FloatArray) -> Float
 ALLOCATORS: dict[str, Callable[[Planner], Plan]] = {
     "uniform": uniform,
     "global": global_ranking,
+    "curves": curves,
 }

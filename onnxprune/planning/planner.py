@@ -19,6 +19,7 @@ from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.identity.fields import IntArray
 from onnxprune.planning.cost import TARGETS, Cost, CostModel
+from onnxprune.planning.damage import Damage
 from onnxprune.planning.plan import (
     Levels,
     Limits,
@@ -46,8 +47,16 @@ SLACK = 1e-12
 class Planner:
     """One model's Dims, scores, cost and limits."""
 
-    def __init__(self, dims: Dims, scores: FloatArray, cost: CostModel, limits: Limits) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        scores: FloatArray,
+        cost: CostModel,
+        limits: Limits,
+        damage: Damage | None = None,
+    ) -> None:
         self.dims, self.scores, self.cost, self.limits = dims, scores, cost, limits
+        self.damage = damage or Damage()
         self._check_targets()
         self.fixed = {i: fixed_level(dims.dims[i], want) for i, want in limits.fixed.items()}
         self.open = self._allowed()
@@ -184,7 +193,8 @@ class Planner:
 
     def _finer(self) -> Planner:
         """The same without a preference for widths that kernels like."""
-        return Planner(self.dims, self.scores, self.cost, replace(self.limits, multiple=1))
+        limits = replace(self.limits, multiple=1)
+        return Planner(self.dims, self.scores, self.cost, limits, self.damage)
 
     def fewest(self, keys: FloatArray) -> IntArray:
         """Places after the fewest steps that meet all targets, steps taken by rising key.

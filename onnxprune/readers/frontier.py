@@ -49,6 +49,18 @@ def batches(folds: Sequence[Dataset], size: int = BATCH) -> list[Batch]:
     return found
 
 
+def sample(values: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
+    """One sample's part of each value; the first gets all of a value that has no batch axis."""
+    return {name: _slice(array, at, count) for name, array in values.items()}
+
+
+def _slice(array: Array, at: int, count: int) -> Array:
+    each = len(array) // count if array.ndim and len(array) % count == 0 else 0
+    if not each:
+        return array if at == 0 else array[:0]
+    return array[at * each : (at + 1) * each]
+
+
 class Shelf:
     """Arrays by name and batch, in memory up to a limit, beyond it in memory-mapped files."""
 

@@ -6,7 +6,7 @@ the original gave: errors do not add up from layer to layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.backend.threads import one_thread
 from onnxprune.model.graph import Model
-from onnxprune.readers.frontier import Batch, Walk, batches
+from onnxprune.readers.frontier import Batch, Walk, batches, sample
 from onnxprune.readers.stats import Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
 from onnxprune.repair.solve import Affine, Repair, repair
@@ -88,10 +88,10 @@ class Sweep:
         """Moments of each target and fold."""
         sums = [[Gatherer(t.is_full) for _ in self.folds] for t in part]
         for batch, *values in zip(known, before, after, strict=True):
-            for i, sample in enumerate(batch.samples.tolist()):
-                one, other = (_sample(v, i, len(batch.samples)) for v in values)
+            for i, number in enumerate(batch.samples.tolist()):
+                one, other = (sample(v, i, len(batch.samples)) for v in values)
                 for target, own in zip(part, sums, strict=True):
-                    at = positions(target.count(one), self.seed, sample)
+                    at = positions(target.count(one), self.seed, number)
                     if len(at):
                         own[batch.fold].add(*target.rows(one, other, at))
         return [[fold.finish() for fold in own] for own in sums]
@@ -99,18 +99,6 @@ class Sweep:
 
 def _names(part: Sequence[Target], side: str) -> list[str]:
     return list(dict.fromkeys(name for target in part for name in getattr(target, side)))
-
-
-def _sample(values: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
-    """One sample's part of each value; the first gets all of a value that has no batch axis."""
-    return {name: _slice(array, at, count) for name, array in values.items()}
-
-
-def _slice(array: Array, at: int, count: int) -> Array:
-    each = len(array) // count if array.ndim and len(array) % count == 0 else 0
-    if not each:
-        return array if at == 0 else array[:0]
-    return array[at * each : (at + 1) * each]
 
 
 def _scaled(axis: int, line: Affine, array: Array) -> Array:

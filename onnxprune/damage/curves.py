@@ -1,0 +1,140 @@
+"""Damage curves and orders of all Dims, from one look at the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.linalg import LinAlgError
+
+from onnxprune.backend.threads import one_thread
+from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
+from onnxprune.damage.sums import Sums, gather, memory
+from onnxprune.identity.dims import Dim, Dims
+from onnxprune.model.graph import Model
+from onnxprune.planning.damage import Curve
+from onnxprune.readers.find import find_views
+from onnxprune.readers.stats import FloatArray, IntArray
+from onnxprune.readers.view import View
+from onnxprune.samples.dataset import Dataset
+from onnxprune.shape.shapes import Shapes
+
+# Shares of a Dim's channels that are taken away.
+CUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+FEW_CUTS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
+# Readers of more inputs are measured at fewer widths and ridges.
+WIDE = 768
+MOST_BYTES = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was found about one Dim."""
+
+    order: FloatArray
+    """Per channel of the Dim: larger is worth more."""
+    curve: Curve
+
+
+@dataclass(eq=False)
+class Study:
+    """The original, and the samples to study it on."""
+
+    model: Model
+    shapes: Shapes
+    dims: Dims
+    folds: Sequence[Dataset]
+    seed: int = 0
+    custom_ops: Sequence[str] = ()
+    _views: dict[str, View] = field(default_factory=dict)
+
+    def run(self) -> dict[int, Measured]:
+        """Orders and curves of the free Dims that readers were found for, by Dim index."""
+        self._views = find_views(self.model, self.shapes, self.dims.ties)
+        reads = {d.index: self._reading(d) for d in self.dims.free}
+        found = {}
+        with one_thread():
+            for group in self._groups(reads):
+                keys = dict.fromkeys(k for index in group for k in reads[index])
+                views = [self._views[k] for k in keys]
+                sums = gather(
+                    self.model, self.shapes, views, self.folds, self.seed, self.custom_ops
+                )
+                for index in group:
+                    made = self._study(self.dims.dims[index], [sums[k] for k in reads[index]
+                                                               if k in sums])  # fmt: skip
+                    if made is not None:
+                        found[index] = made
+        return found
+
+    def _reading(self, dim: Dim) -> list[str]:
+        return [k for k, v in self._views.items() if (self._owner(dim, v) >= 0).any()]
+
+    def _owner(self, dim: Dim, view: View) -> IntArray:
+        """Which channel of a Dim each input belongs to, itself or as a row of it."""
+        place = np.full(self.dims.count + 1, -1, np.int64)
+        place[dim.channels] = np.arange(len(dim.channels))
+        columns = view.columns
+        channel = np.where(columns >= 0, self.dims.of[columns], -1)
+        owner = place[channel]
+        while (channel >= 0).any():
+            channel = np.where(channel >= 0, self.dims.parent[channel], -1)
+            owner = np.where(owner >= 0, owner, place[channel])
+        return owner
+
+    def _groups(self, reads: dict[int, list[str]]) -> Iterator[list[int]]:
+        """Dims in groups whose readers' moments fit into memory together."""
+        group: list[int] = []
+        keys = set[str]()
+        for index, own in reads.items():
+            if not own:
+                continue
+            size = sum(memory(self._views[k], len(self.folds)) for k in keys | {*own})
+            if group and size > MOST_BYTES:
+                yield group
+                group, keys = [], set()
+            group.append(index)
+            keys |= {*own}
+        if group:
+            yield group
+
+    def _study(self, dim: Dim, sums: Sequence[Sums]) -> Measured | None:
+        problems = [
+            Problem(s.view.weights / np.sqrt(s.norm), self._owner(dim, s.view), s.folds)
+            for s in sums
+        ]
+        if not problems:
+            return None
+        parts = _parts(dim)
+        held = {id(p): len(p.folds) - 1 for p in problems}
+        try:
+            order = _ordered(problems, parts, held)
+        except LinAlgError:
+            return None
+        wide = max(len(p.owner) for p in problems) > WIDE
+        cuts = FEW_CUTS if wide else CUTS
+        gone = [_gone(parts, order, cut) for cut in cuts]
+        ridges = RIDGES[1::2] if wide else RIDGES
+        damage = [sum(lost(p, g, held[id(p)], ridges) for p in problems) for g in gone]
+        shares = [1 - len(g) / len(order) for g in gone]
+        return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
+
+
+def _ordered(
+    problems: Sequence[Problem], parts: Sequence[IntArray], held: dict[int, int]
+) -> FloatArray:
+    return eliminate(problems, parts, {held[id(p)] for p in problems}.pop())
+
+
+def _parts(dim: Dim) -> list[IntArray]:
+    ends = np.cumsum([0, *map(len, dim.parts)])
+    return [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _gone(parts: Sequence[IntArray], order: FloatArray, cut: float) -> IntArray:
+    """Channels that a cut of this share takes: the first to go of each part."""
+    found = [
+        part[np.argsort(order[part], kind="stable")][: round(cut * len(part))] for part in parts
+    ]
+    return np.concatenate(found)

@@ -1,0 +1,139 @@
+"""Second moments of what every reader of the original sees, fold by fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.damage.pooling import Unpooled, unpooled
+from onnxprune.model.graph import Model
+from onnxprune.readers.frontier import Walk, batches, sample
+from onnxprune.readers.stats import Array, FloatArray, Gatherer, IntArray, Moments, positions
+from onnxprune.readers.stream import stream
+from onnxprune.readers.view import View, channel_rows
+from onnxprune.samples.dataset import Dataset
+from onnxprune.shape.shapes import Shapes
+
+# Wider readers have two folds only, to fit on and to decide on.
+WIDE = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A reader with moments of its inputs."""
+
+    view: View
+    folds: list[Moments]
+    """Of disjoint samples; the last is held out to decide."""
+    norm: float
+    """Variance of the stream that the reader joins, else of what it gives, summed over channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is looked at for one reader."""
+
+    view: View
+    pool: Unpooled | None
+    total: str
+    axis: int
+    gatherers: list[Gatherer]
+    joined: Gatherer
+
+    @property
+    def names(self) -> list[str]:
+        """Values that are needed."""
+        own = [self.pool.name] if self.pool else [*self.view.seen, *self.view.given]
+        return [*own, *([self.total] if self.total else [])]
+
+    def add(self, values: Mapping[str, Array], fold: int, seed: int, number: int) -> None:
+        """Look at one sample."""
+        seen = self._seen(values, seed, number)
+        if not len(seen):
+            return
+        self.gatherers[min(fold, len(self.gatherers) - 1) if len(self.gatherers) > 2
+                       else int(fold == 3)].add(seen, seen[:, :0])  # fmt: skip
+        if self.total:
+            value = values[self.total]
+            at = positions(value.size // value.shape[self.axis], seed, number)
+            rows = channel_rows(value, self.axis, at)
+            self.joined.add(rows, rows)
+
+    def _seen(self, values: Mapping[str, Array], seed: int, number: int) -> Array:
+        if self.pool:
+            return self.pool.rows(values, seed, number)
+        at = positions(self.view.count(values), seed, number)
+        return self.view.inputs(values, at, values)
+
+
+def gather(
+    model: Model,
+    shapes: Shapes,
+    views: Sequence[View],
+    folds: Sequence[Dataset],
+    seed: int,
+    custom_ops: Sequence[str] = (),
+) -> dict[str, Sums]:
+    """Moments of readers' inputs, by the key of the reader; one pass over the data."""
+    asked = [_asked(model, shapes, view, len(folds)) for view in views]
+    names = list(dict.fromkeys(n for one in asked for n in one.names))
+    known = batches(folds)
+    walk = Walk(known, [set()], custom_ops)
+    for batch, values in zip(known, walk.step(model, names), strict=True):
+        for i, number in enumerate(batch.samples.tolist()):
+            own = sample(values, i, len(batch.samples))
+            for one in asked:
+                one.add(own, batch.fold, seed, number)
+    walk.shelf.close()
+    return {one.view.key: made for one in asked if (made := _finish(one)) is not None}
+
+
+def _asked(model: Model, shapes: Shapes, view: View, folds: int) -> _Asked:
+    found = stream(model, shapes, view)
+    count = folds if len(view.columns) <= WIDE else 2
+    return _Asked(
+        view,
+        unpooled(model, shapes, view),
+        found.total if found else "",
+        found.axis if found else 0,
+        [Gatherer(True) for _ in range(count)],
+        Gatherer(False),
+    )
+
+
+def _finish(one: _Asked) -> Sums | None:
+    folds = [g.finish() for g in one.gatherers]
+    if not all(fold.is_finite for fold in folds):
+        return None
+    if one.total:
+        norm = float(one.joined.finish().variance_t.sum())
+    else:
+        whole = sum(folds[1:], folds[0])
+        weights = one.view.weights
+        norm = float(np.einsum("ok,ok->", weights @ whole.covariance, weights))
+    return Sums(one.view, folds, norm) if np.isfinite(norm) and norm > 0 else None
+
+
+def memory(view: View, folds: int) -> int:
+    """Bytes of the moments of a reader while they are gathered."""
+    return (folds if len(view.columns) <= WIDE else 2) * 8 * len(view.columns) ** 2
+
+
+def portions(views: Sequence[View], folds: int, most: int) -> Iterator[list[View]]:
+    """Readers in parts whose moments fit into memory together."""
+    part: list[View] = []
+    size = 0
+    for view in views:
+        own = memory(view, folds)
+        if part and size + own > most:
+            yield part
+            part, size = [], 0
+        part.append(view)
+        size += own
+    if part:
+        yield part
+
+
+__all__ = ["FloatArray", "IntArray", "Sums", "gather", "memory", "portions"]
