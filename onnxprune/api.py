@@ -131,8 +131,8 @@ def prune(
     for target in targets:
         check_target(target, opening.paths(model, data, evaluation), overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
-    repairs = chosen.repair and not (chosen.exact_only or dry_run)
-    opening.read_parts(state, data, evaluation, limit, images, repairs=repairs)
+    splits = not chosen.exact_only
+    opening.read_parts(state, data, evaluation, limit, images, splits=splits)
     steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
     PassManager(steps).run(state)
     plan = None if chosen.exact_only or dry_run else _recorded(state, steps)

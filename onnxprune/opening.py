@@ -150,11 +150,11 @@ def read_parts(
     limit: int | None,
     images: ImageOptions | None,
     *,
-    repairs: bool,
+    splits: bool,
 ) -> None:
     """Samples to repair on, and others for the figures."""
     shown_on = evaluation if evaluation is not None else source
-    if source is None or not repairs:
+    if source is None or not splits:
         return read_data(state, shown_on, limit, images)
     read_data(state, source, limit, images)
     whole = state.data

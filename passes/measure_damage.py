@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxprune.damage.curves import Study
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State

@@ -57,7 +57,7 @@ def sample(values: Mapping[str, Array], at: int, count: int) -> dict[str, Array]
 def _slice(array: Array, at: int, count: int) -> Array:
     each = len(array) // count if array.ndim and len(array) % count == 0 else 0
     if not each:
-        return array if at == 0 else array[:0]
+        return array if at == 0 or not array.ndim else array[:0]
     return array[at * each : (at + 1) * each]
 
 
