@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from onnxprune.backend.runtime import provider_name
 from onnxprune.errors import UsageError, did_you_mean
@@ -24,6 +24,7 @@ class PruneOptions:
     score: str = DEFAULT_SCORE
     """A score pass, with or without `score-`; options in braces."""
     allocate: str = "global"
+    rounds: int = 1
     exact: bool = False
     """Cut exact Dims only, with data too."""
     approximate: bool = False
@@ -182,6 +183,7 @@ def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the plan: what a dry run does."""
     from onnxprune.passes.make_plan import MakePlan
     from onnxprune.passes.measure_damage import MeasureDamage
+    from onnxprune.passes.refine_plan import RefinePlan
 
     plan = MakePlan(
         targets=tuple(options.target.items()),
@@ -192,5 +194,11 @@ def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         only=as_patterns(options.only),
         keep=tuple(options.keep.items()),
     )
+    if options.allocate == "curves":
+        plan = RefinePlan(
+            **{f.name: getattr(plan, f.name) for f in fields(plan)},
+            rounds=options.rounds,
+            custom_ops=options.custom_ops,
+        )
     measured = [MeasureDamage(custom_ops=options.custom_ops)] if options.allocate == "curves" else []
     return [*clean_ups(), score_pass(options.score), *measured, plan]

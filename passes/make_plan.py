@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -47,6 +47,20 @@ class MakePlan(Analysis):
     """(pattern, channels or share to keep)."""
 
     def run(self, state: State) -> Plan:
+        plan = self.planned(state, state[Scores], state.get(Damage))
+        if plan.coarse:
+            state.warnings.append(plan.coarse)
+        return plan
+
+    def planned(
+        self,
+        state: State,
+        scores: Scores,
+        damage: Damage | None,
+        before: Plan | None = None,
+        power: float = 1.0,
+    ) -> Plan:
+        """The plan for targets raised to a power, within what a plan before it keeps."""
         dims = state[Dims]
         if self.allocate not in ALLOCATORS:
             raise UsageError(
@@ -57,13 +71,12 @@ class MakePlan(Analysis):
         whole = state.start.cost if state.history else None
         shapes, first = state.subject.at_cost, state.subject.shapes[0]
         cost = CostModel(state.model, dims, shapes, first, load_rules(), whole)
-        planner = Planner(
-            dims, state[Scores].of, cost, self._limits(state, dims), state.get(Damage)
-        )
-        plan = ALLOCATORS[self.allocate](planner)
-        if plan.coarse:
-            state.warnings.append(plan.coarse)
-        return plan
+        limits = self._limits(state, dims)
+        targets = {name: share**power for name, share in limits.targets.items()}
+        most = {} if before is None else before.levels
+        limits = replace(limits, targets=targets, most=most)
+        planner = Planner(dims, scores.of, cost, limits, damage)
+        return ALLOCATORS[self.allocate](planner)
 
     def _limits(self, state: State, dims: Dims) -> Limits:
         asked = self.skip or self.only or self.keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import LinAlgError
@@ -11,7 +12,7 @@ from scipy.linalg import LinAlgError
 from onnxprune.backend.threads import one_thread
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
 from onnxprune.damage.sums import Sums, gather, memory
-from onnxprune.identity.dims import Dim, Dims
+from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model
 from onnxprune.planning.damage import Curve
 from onnxprune.readers.find import find_views
@@ -47,11 +48,13 @@ class Study:
     folds: Sequence[Dataset]
     seed: int = 0
     custom_ops: Sequence[str] = ()
-    _views: dict[str, View] = field(default_factory=dict)
+    alive: BoolArray | None = None
+    """Shape (channels,): what is left in a model that was cut; its views know their columns."""
+    views: dict[str, View] = field(default_factory=dict)
 
     def run(self) -> dict[int, Measured]:
         """Orders and curves of the free Dims that readers were found for, by Dim index."""
-        self._views = find_views(self.model, self.shapes, self.dims.ties)
+        self._views = self.views or find_views(self.model, self.shapes, self.dims.ties)
         reads = {d.index: self._reading(d) for d in self.dims.free}
         found = {}
         with one_thread():
@@ -99,6 +102,15 @@ class Study:
         if group:
             yield group
 
+    def _parts(self, dim: Dim) -> list[IntArray]:
+        """What is left of each part, as counted in the Dim."""
+        ends = np.cumsum([0, *map(len, dim.parts)])
+        found = [np.arange(a, b) for a, b in pairwise(ends.tolist())]
+        if self.alive is None:
+            return found
+        stays = self.alive[dim.channels]
+        return [part[stays[part]] for part in found if stays[part].any()]
+
     def _study(self, dim: Dim, sums: Sequence[Sums]) -> Measured | None:
         problems = [
             Problem(s.view.weights / np.sqrt(s.norm), self._owner(dim, s.view), s.folds)
@@ -106,10 +118,10 @@ class Study:
         ]
         if not problems:
             return None
-        parts = _parts(dim)
+        parts = self._parts(dim)
         held = {id(p): len(p.folds) - 1 for p in problems}
         try:
-            order = _ordered(problems, parts, held)
+            order = _ordered(problems, parts, len(dim.channels), held)
         except LinAlgError:
             return None
         wide = max(len(p.owner) for p in problems) > WIDE
@@ -117,19 +129,15 @@ class Study:
         gone = [_gone(parts, order, cut) for cut in cuts]
         ridges = RIDGES[1::2] if wide else RIDGES
         damage = [sum(lost(p, g, held[id(p)], ridges) for p in problems) for g in gone]
-        shares = [1 - len(g) / len(order) for g in gone]
+        left = sum(map(len, parts))
+        shares = [(left - len(g)) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
 
 
 def _ordered(
-    problems: Sequence[Problem], parts: Sequence[IntArray], held: dict[int, int]
+    problems: Sequence[Problem], parts: Sequence[IntArray], count: int, held: dict[int, int]
 ) -> FloatArray:
-    return eliminate(problems, parts, {held[id(p)] for p in problems}.pop())
-
-
-def _parts(dim: Dim) -> list[IntArray]:
-    ends = np.cumsum([0, *map(len, dim.parts)])
-    return [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return eliminate(problems, parts, count, {held[id(p)] for p in problems}.pop())
 
 
 def _gone(parts: Sequence[IntArray], order: FloatArray, cut: float) -> IntArray:

@@ -113,18 +113,20 @@ class Elimination:
         self.owner = self.owner[kept]
 
 
-def eliminate(problems: Sequence[Problem], parts: Sequence[IntArray], held: int) -> FloatArray:
+def eliminate(
+    problems: Sequence[Problem], parts: Sequence[IntArray], count: int, held: int
+) -> FloatArray:
     """When each channel of a Dim goes: 0 for the first, larger for what is worth more.
 
     Args:
         parts: channels of each part, as counted in the Dim; parts shrink at the same pace.
+        count: channels of the Dim; those in no part are gone already, and stay at 0.
         held: fold that is not looked at.
     Raises: LinAlgError: the inputs do not vary.
     """
-    count = sum(map(len, parts))
     runs = [Elimination(p, held) for p in problems]
     left = [part.copy() for part in parts]
-    when, clock = np.zeros(count), 0
+    when, clock = np.zeros(count), 1
     longest = max(map(len, parts))
     for round_ in range(ROUNDS):
         goal = [len(p) - round(len(p) * (round_ + 1) / min(ROUNDS, longest)) for p in parts]

@@ -39,6 +39,8 @@ class Limits:
     """Dim index -> channels a row keeps (above 1) or share of them."""
     skip: frozenset[int] = frozenset()
     """Dims left alone."""
+    most: Mapping[int, int] = field(default_factory=dict)
+    """Dim index -> the level that it keeps at most."""
 
 
 @dataclass(frozen=True, eq=False)

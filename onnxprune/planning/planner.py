@@ -77,12 +77,16 @@ class Planner:
         """Levels of each Dim that may be cut, by index."""
         skip = self._left_alone()
         return {
-            d.index: allowed_levels(self.dims, d, self.limits.multiple)
+            d.index: self._up_to(d.index, allowed_levels(self.dims, d, self.limits.multiple))
             for d in self.dims.free
             if d.index not in skip
             and d.index not in self.fixed
             and (d.is_exact or self.limits.approximate)
         }
+
+    def _up_to(self, index: int, levels: list[int]) -> list[int]:
+        most = self.limits.most.get(index, levels[-1])
+        return [*(level for level in levels if level < most), most]
 
     def _left_alone(self) -> set[int]:
         """Dims to skip; a head that goes would take rows of them along, so heads stay too."""

@@ -1,0 +1,94 @@
+"""Make a plan in rounds: cut a part, repair, measure again what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from onnxprune.cutting.cut import Cut, cut
+from onnxprune.damage.curves import Study
+from onnxprune.identity.dims import BoolArray, Dims
+from onnxprune.manager import State
+from onnxprune.passes.make_plan import MakePlan
+from onnxprune.planning.damage import Damage
+from onnxprune.planning.plan import Plan
+from onnxprune.planning.scores import Scores
+from onnxprune.readers.find import find_views
+from onnxprune.readers.folds import folds
+from onnxprune.readers.view import View
+from onnxprune.repair.sweep import Sweep
+from onnxprune.repair.targets import targets
+from onnxprune.rules import load_rules
+
+
+@dataclass(frozen=True)
+class RefinePlan(MakePlan):
+    """Choose the channels that stay in rounds: after each the model is cut and repaired, and what
+    more removal costs is measured on it."""
+
+    name: ClassVar[str] = "refine-plan"
+    needs: ClassVar[tuple[type, ...]] = (Dims, Scores, Damage)
+    gives: ClassVar[type] = Plan
+
+    rounds: int = 2
+    samples: int = 640
+    custom_ops: tuple[str, ...] = ()
+
+    def run(self, state: State) -> Plan:
+        scores, damage, plan = state[Scores], state[Damage], None
+        for number in range(1, self.rounds + 1):
+            if plan is not None:
+                scores, damage = self._again(state, plan, scores)
+            plan = self.planned(state, scores, damage, plan, number / self.rounds)
+        assert plan is not None
+        if plan.coarse:
+            state.warnings.append(plan.coarse)
+        return plan
+
+    def _again(self, state: State, plan: Plan, scores: Scores) -> tuple[Scores, Damage]:
+        """Scores and damage in the model that a plan leaves, repaired."""
+        dims = state[Dims]
+        parts = folds(*state.calibration, self.samples)
+        made = cut(state.model, dims, state.subject.sizes, state.subject.shapes, ~plan.alive,
+                   load_rules(), {})  # fmt: skip
+        alive = plan.alive[dims.of]
+        waves = targets(
+            state.model, made.model, made.first, dims, alive, state.subject.shapes[0]
+        )
+        repaired = Sweep(
+            state.model, made.model, parts, state.seed, self.custom_ops
+        ).run(waves)
+        views = _known(state, dims, made, alive, find_views(repaired, made.first, dims.ties))
+        study = Study(repaired, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
+                      views)  # fmt: skip
+        found = study.run()
+        of = scores.of.copy()
+        for index, one in found.items():
+            of[dims.dims[index].channels] = 1 + one.order
+        of[~plan.alive] = -1.0
+        return Scores(of), Damage({index: one.curve for index, one in found.items()})
+
+
+def _known(
+    state: State, dims: Dims, made: Cut, alive: BoolArray, views: dict[str, View]
+) -> dict[str, View]:
+    """Views of a cut model whose inputs are known by their identities in the original."""
+    origins = find_views(state.model, state.subject.shapes[0], dims.ties)
+    sliced = find_views(made.model, made.first, dims.ties)
+    found = {}
+    for key, view in views.items():
+        origin = origins.get(key)
+        if origin is None or key not in sliced:
+            continue
+        rows = np.where(origin.rows >= 0, alive[origin.rows], True)
+        columns = np.where(origin.columns >= 0, alive[origin.columns], True)
+        expected = origin.weights[np.ix_(rows, columns)]
+        if expected.shape == sliced[key].weights.shape and np.array_equal(
+            expected, sliced[key].weights
+        ):
+            found[key] = replace(
+                view, rows=origin.rows[rows], columns=origin.columns[columns]
+            )
+    return found
