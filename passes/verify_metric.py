@@ -11,7 +11,7 @@ from onnxprune.backend.feeds import Array
 from onnxprune.errors import DataError, UsageError, did_you_mean
 from onnxprune.manager import State, Verification
 from onnxprune.samples.metrics import Metric, agreement, default, find
-from onnxprune.verification.outputs import Batch, Outputs, by_sample, outputs_of_both
+from onnxprune.verification.outputs import Outputs, fitting_output, outputs_of_both, rows_of
 from onnxprune.verification.trials import Unmeasured, plain
 
 BETTER = {"": None, "higher": True, "lower": False}
@@ -72,9 +72,9 @@ class VerifyMetric(Verification):
         for batch in found.batches:
             labels = state.data.labels
             part = None if labels is None else labels[at : at + batch.samples]
-            name = name or _fitting(batch, metric, part)
-            before.append(_rows(name, batch.before[name], batch.samples))
-            after.append(_rows(name, batch.after[name], batch.samples))
+            name = name or fitting_output(batch.before, batch.samples, metric, part)
+            before.append(rows_of(name, batch.before[name], batch.samples))
+            after.append(rows_of(name, batch.after[name], batch.samples))
             at += batch.samples
         if not before:
             raise DataError("there are no samples")
@@ -89,35 +89,6 @@ class VerifyMetric(Verification):
             )
         if self.output in found.missing:
             raise Unmeasured(f"output `{self.output}` is gone", is_candidate=True)
-
-
-def _rows(name: str, value: Any, samples: int) -> Array:
-    """An output with one row per sample.
-
-    Raises: DataError: it has not.
-    """
-    rows = by_sample(value, samples)
-    if rows is None or len(rows) != samples:
-        raise DataError(f"the output `{name}` has not one row per sample")
-    return rows
-
-
-def _fitting(batch: Batch, metric: Metric, labels: Array | None) -> str:
-    """The first output that the metric can read.
-
-    Raises: DataError: there is none; says why the first is none.
-    """
-    first: DataError | None = None
-    for name, value in batch.before.items():
-        try:
-            rows = _rows(name, value, batch.samples)
-            if rows.dtype.kind not in "biuf":
-                raise DataError(f"the output `{name}` holds no numbers")
-            metric.prepare(rows, labels if metric.needs_labels and labels is not None else rows)
-            return name
-        except DataError as error:
-            first = first or error
-    raise first or DataError("the model has no output")
 
 
 def _findings(metric: Metric, found: _Measured, labels: Array | None, seed: int) -> dict[str, Any]:

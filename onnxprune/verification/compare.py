@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 
 # Probabilities below this are taken as this: float32 cannot tell them from zero.
 LEAST_PROBABILITY = 1e-12
+DISTRIBUTIONS = ("distribution", "log-distribution", "logits")
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _figures(kind: Kind, ours: Array, theirs: Array) -> dict[str, FloatArray]:
         "error": relative_errors(second, first),
         "cosine": cosines(np.nan_to_num(second), np.nan_to_num(first)),
     }
-    if kind in ("distribution", "log-distribution", "logits"):
-        found["kl"] = _divergence(_log_probabilities(kind, ours), _log_probabilities(kind, theirs))
+    if kind in DISTRIBUTIONS:
+        found["kl"] = divergences(kind, ours, theirs)
         found["agreement"] = _per_sample(ours.argmax(axis=-1) == theirs.argmax(axis=-1))
     return found
 
@@ -136,10 +137,13 @@ def _log_probabilities(kind: Kind, outputs: Array) -> FloatArray:
     return logs
 
 
-def _divergence(ours: FloatArray, theirs: FloatArray) -> FloatArray:
-    """KL(ours || theirs), mean over the positions of a sample."""
-    ours = np.maximum(ours, np.log(LEAST_PROBABILITY))
-    theirs = np.maximum(theirs, np.log(LEAST_PROBABILITY))
+def divergences(kind: Kind, reference: Array, candidate: Array) -> FloatArray:
+    """Kullback-Leibler divergence of two distributions over the last axis.
+
+    Returns: shape (samples,), in nats from the reference, mean over the positions of a sample.
+    """
+    least = np.log(LEAST_PROBABILITY)
+    ours, theirs = (np.maximum(_log_probabilities(kind, a), least) for a in (reference, candidate))
     return _per_sample((np.exp(ours) * (ours - theirs)).sum(axis=-1))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxprune.backend.feeds import Array
 from onnxprune.backend.runtime import Session, session
+from onnxprune.errors import DataError
 from onnxprune.manager import State
+from onnxprune.samples.metrics import Metric
 from onnxprune.verification.compare import as_array
 from onnxprune.verification.trials import (
     Load,
@@ -229,3 +231,34 @@ def by_sample(value: Any, samples: int) -> Array | None:
     except (ValueError, KeyError):
         return None
     return array if len(array) == samples else array[None]
+
+
+def rows_of(name: str, value: Any, samples: int) -> Array:
+    """An output with one row per sample.
+
+    Raises: DataError: it has not.
+    """
+    rows = by_sample(value, samples)
+    if rows is None or len(rows) != samples:
+        raise DataError(f"the output `{name}` has not one row per sample")
+    return rows
+
+
+def fitting_output(
+    outputs: Mapping[str, Any], samples: int, metric: Metric, labels: Array | None
+) -> str:
+    """The first output that the metric can read.
+
+    Raises: DataError: there is none; says why the first is none.
+    """
+    first: DataError | None = None
+    for name, value in outputs.items():
+        try:
+            rows = rows_of(name, value, samples)
+            if rows.dtype.kind not in "biuf":
+                raise DataError(f"the output `{name}` holds no numbers")
+            metric.prepare(rows, labels if metric.needs_labels and labels is not None else rows)
+            return name
+        except DataError as error:
+            first = first or error
+    raise first or DataError("the model has no output")
