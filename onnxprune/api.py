@@ -21,6 +21,7 @@ from onnxprune.normal.normalize import Normalized
 from onnxprune.opening import ModelSource, Progress, Shapes, blames_the_model
 from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
+from onnxprune.passes.rank_features import RankFeatures
 from onnxprune.planning.plan import Plan
 from onnxprune.recipe import (
     CLEAN_UPS,
@@ -158,13 +159,25 @@ def inspect(
     limit: int | None = None,
     images: ImageOptions | None = None,
     shape: Shapes | None = None,
+    features: bool = False,
+    custom_ops: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
-    """What could be cut, what not, and why; `data` gives the sizes that cost is counted at."""
+    """What could be cut, what not, and why; `data` gives the sizes that cost is counted at.
+
+    Args:
+        features: rank the inputs' columns and channels by how far the outputs move on `data`
+            when one of them is shuffled; this runs the model.
+
+    Raises: UsageError: features are to be ranked, and there is no data.
+    """
+    if features and data is None:
+        raise UsageError("features are ranked on data, and there is none", hint="give --data")
     state = opening.start(model, shape, seed, progress)
     opening.read_data(state, data, limit, images)
-    PassManager([FindDims()]).run(state)
+    ranking = [RankFeatures(custom_ops=tuple(custom_ops))] if features else []
+    PassManager([FindDims(), *ranking]).run(state)
     return Result(document.inspect_document(state))
 
 

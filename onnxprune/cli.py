@@ -199,7 +199,10 @@ def prune(**given: Any) -> None:
 @commands.command()
 @MODEL
 @DATA
+@click.option("--features", is_flag=True,
+              help="Rank columns and channels of inputs by what they do to outputs.")  # fmt: skip
 @SHAPE
+@CUSTOM_OPS
 @SEED
 @JSON
 @QUIET

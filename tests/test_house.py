@@ -27,9 +27,9 @@ planning: weights scores terms lengths cost damage plan refusal planner allocate
 cutting: compact assemble cut proof oracle
 records: untrusted planrecord planfile tensorfile checkpoint
 cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches duplicates
-samples: images dataset data metrics
+samples: images dataset columns data metrics
 manager
-verification: compare latency trials outputs gates
+verification: compare latency trials outputs sensitivity gates
 readers: stats window view stream find folds frontier
 damage: pooling sums obs curves
 repair: solve targets sweep

@@ -17,6 +17,8 @@ from onnxprune.report.shares import prunable_params, shares
 from onnxprune.rules import load_rules
 from onnxprune.rules.registry import Rules
 from onnxprune.shape.shapes import Shape
+from onnxprune.verification.sensitivity import Ranking
+from onnxprune.verification.trials import plain
 
 SCHEMA = "onnxprune/{command}/1"
 
@@ -189,8 +191,37 @@ def inspect_document(state: State) -> dict[str, Any]:
         "dims": rows,
         "unknown_operators": unknown_operators(model, dims),
         "refused": refusal(model, dims),
+        **features_document(state.get(Ranking)),
         "warnings": list(dict.fromkeys(state.warnings)),
     }
+
+
+def features_document(found: Ranking | None) -> dict[str, Any]:
+    """Features of the inputs, the most important first, and what they were measured on."""
+    if found is None:
+        return {"features": None, "features_on": None}
+    rows = [
+        plain(
+            {
+                "input": row.feature.input,
+                "feature": row.feature.index,
+                "importance": row.importance,
+                "se": row.se,
+                "share": found.share(row),
+                "changes": row.changes,
+                "varies": row.varies,
+            }
+            | ({"drop": row.drop, "drop_se": row.drop_se} if found.metric else {})
+        )
+        for row in found.rows
+    ]
+    measured = {
+        "samples": found.samples,
+        "permutations": found.permutations,
+        "metric": found.metric,
+        "before": found.before,
+    }
+    return {"features": rows, "features_on": measured}
 
 
 def _dim_row(dim: Dim) -> dict[str, Any]:

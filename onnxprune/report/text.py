@@ -16,6 +16,7 @@ from rich.text import Text
 # A pipe has no width of its own; tables must not be folded into it.
 PIPE_WIDTH = 160
 MOST_ROWS = 60
+MOST_FEATURES = 20
 
 
 def render(content: dict[str, Any]) -> str:
@@ -39,10 +40,13 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield lambda name: status.update(name)
 
 
+_WORDS = ("", "dim", "input", "pass", "operator", "why", "options", "what", "status")
+
+
 def _table(*columns: str, title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in columns:
-        is_number = name not in ("", "dim", "pass", "operator", "why", "options", "what", "status")
+        is_number = name not in _WORDS
         justify: Literal["left", "right"] = "right" if is_number else "left"
         is_name = name in ("dim", "status", "what")
         table.add_column(name, justify=justify, overflow="fold", no_wrap=is_name)
@@ -123,6 +127,40 @@ def _inspect(content: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"\noperators without a rule: {listed}")
     if content["refused"]:
         yield Text(f"\nnothing can be cut: {content['refused']}")
+    if content["features"]:
+        yield from _features(content["features"], content["features_on"])
+    yield from _warnings(content)
+
+
+def _features(rows: list[dict[str, Any]], on: dict[str, Any]) -> Iterator[RenderableType]:
+    shown = [row for row in rows if row["changes"]]
+    yield Text(f"\nwhat the outputs owe each feature: shuffled {on['permutations']} times among "
+               f"{on['samples']} samples")  # fmt: skip
+    drop = [f"drop of {on['metric']}"] if on["metric"] else []
+    table = _table("input", "feature", "importance", "se", "share", *drop)
+    for row in shown[:MOST_FEATURES]:
+        figures = [_figure(row["importance"], ".4g"), _figure(row["se"], ".2g"),
+                   _figure(row["share"], ".1%")]  # fmt: skip
+        figures += [_figure(row["drop"], ".4f")] if drop else []
+        table.add_row(row["input"], str(row["feature"]), *figures)
+    yield table
+    if len(shown) > MOST_FEATURES:
+        yield Text(f"... and {len(shown) - MOST_FEATURES} more, all of them in --json")
+    idle = [row for row in rows if row["varies"] and not row["changes"]]
+    yield from _named(idle, "change no output at all")
+    yield from _named([row for row in rows if not row["varies"]],
+                      "have one value in all samples, which tell nothing of them")  # fmt: skip
+
+
+def _named(rows: list[dict[str, Any]], what: str) -> Iterator[RenderableType]:
+    if rows:
+        listed = ", ".join(f"{row['input']}[{row['feature']}]" for row in rows[:MOST_FEATURES])
+        more = ", ..." if len(rows) > MOST_FEATURES else ""
+        yield Text(f"{len(rows)} of the features {what}: {listed}{more}")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
 
 
 def _findings(levels: dict[str, Any]) -> Iterator[RenderableType]:
