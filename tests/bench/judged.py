@@ -34,7 +34,7 @@ class Case:
     def drop(self, judged: dict[str, Any]) -> float:
         """What was lost, in points; for r2 in its own unit. Larger is worse."""
         sign = 1 if self.metric == "eer" else -1
-        return sign * float(judged["delta"]) * self.scale
+        return round(sign * float(judged["delta"]) * self.scale, 6) + 0.0  # no -0.0
 
     @property
     def scale(self) -> float:
