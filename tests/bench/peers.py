@@ -39,6 +39,7 @@ KEYS = ("case", "variant", "budget")
 # Large shares first: near 1 a peer may leave a layer whole that it would have to cut to nothing.
 FIRST = (0.98, 0.93, 0.85, 0.7, 0.5)
 STEPS, CLOSE = 9, 0.005
+LATE = "took more than"
 VERSIONS = """
 from importlib import metadata
 names = ("onnxsim", "onnx2torch", "torch-pruning", "torch", "onnxruntime", "onnx")
@@ -96,7 +97,7 @@ class Peer:
 
     def _ended(self) -> dict[str, Any]:
         if self._late.is_set():
-            return {"error": f"took more than {self.limit:g} s"}
+            return {"error": f"{LATE} {self.limit:g} s"}
         self._process.wait()
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
@@ -158,7 +159,7 @@ class Search:
     def refusal(self) -> str:
         """Why no model is within the budget."""
         least = min(self.known.values())
-        if least == float("inf"):
+        if least == float("inf") or self.error.startswith(LATE):
             return self.error
         return "cuts nothing" if least > 0.9995 else f"keeps at least {least:.2f} of the MACs"
 
@@ -174,7 +175,7 @@ def measure(
         out = Path(folder) / "out.onnx"
         search = Search(case, peer, out)
         for budget in budgets:
-            failed = peer.opened.get("error")
+            failed = peer.opened.get("error") or ("" if search.macs else "has no MACs to cut")
             begin = time.perf_counter()
             ratio = None if failed else search.best(budget)
             base = dict(zip(KEYS, (case.name, variant, budget), strict=True)) | stamp()
@@ -200,15 +201,17 @@ def _judged(answer: dict[str, Any], out: Path, case: Case, judge: Judge) -> dict
     return {k: judged[k] for k in ("value", "original", "se")} | {"drop": case.drop(judged)}
 
 
-def ours(case: Case, budgets: list[float], judge: Judge, records: Records) -> list[dict[str, Any]]:
-    """Records of this product, measured where they are not known yet."""
+def ours(
+    case: Case, budgets: list[float], judge: Judge | None, records: Records
+) -> list[dict[str, Any]]:
+    """Records of this product; with a judge, measured where they are not known yet."""
     known, found = records.read(), []
     for budget in budgets:
         key = (case.name, budget, 0, "")
-        if key not in known:
+        if key not in known and judge is not None:
             known[key] = accuracy.measure(case, budget, 0, "", judge, 3600)
             records.add(known[key])
-        found.append({"variant": "onnxprune"} | known[key])
+        found += [{"variant": "onnxprune"} | known[key]] if key in known else []
     return found
 
 
@@ -231,6 +234,31 @@ def rows(case: Case, budgets: list[float], records: list[dict[str, Any]]) -> lis
     return made
 
 
+def family(variant: str) -> str:
+    """Whose variant it is."""
+    plain = variant.partition("+")[0]
+    return {"l2": "onnxsim", "tp-l2": "Torch-Pruning"}.get(
+        next((vs[0] for vs in SCRIPTS.values() if plain in vs), ""), variant
+    )
+
+
+def best(case: Case, budgets: list[float], records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lines of one case: a product each, with the variant that lost least at each budget."""
+    made = []
+    for name in dict.fromkeys(family(r["variant"]) for r in records):
+        cells = []
+        for budget in budgets:
+            mine = [r for r in records if family(r["variant"]) == name and r["budget"] == budget]
+            good = [r for r in mine if "error" not in r]
+            least = min(good, key=lambda r: float(r["drop"]), default=None)
+            which = "" if least is None or least["variant"] == name else f" {least['variant']}"
+            reasons = dict.fromkeys(shown(r, case) for r in mine)
+            cells.append(f"{shown(least, case)}{which}" if least else "; ".join(reasons))
+        cells = [c if cells.index(c) == i or "(" in c else "same" for i, c in enumerate(cells)]
+        made.append((case.name, case.metric, name, *cells))
+    return made
+
+
 def main() -> None:
     """Measure what is not yet known, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -249,7 +277,7 @@ def main() -> None:
     given = parser.parse_args()
     judge, budgets = Judge(given.judge, given.zoo, given.cache), numbers(given.budgets)
     records, our_records = Records(given.json, KEYS), Records(given.ours, accuracy.KEYS)
-    known, lines = records.read(), []
+    known, lines, summary = records.read(), [], []
     for case in cases(given.zoo, given.cache, given.cases):
         for variant in given.variants.split(","):
             missing = [b for b in budgets if given.again or (case.name, variant, b) not in known]
@@ -259,14 +287,16 @@ def main() -> None:
                     records.add(record)
                     print(record, file=sys.stderr, flush=True)
                 known |= {tuple(r[k] for k in KEYS): r for r in made}
-        mine = [] if given.table and given.ours is None else ours(case, budgets, judge, our_records)
+        mine = ours(case, budgets, None if given.table else judge, our_records)
         theirs = [r for r in known.values() if r["case"] == case.name and r["budget"] in budgets]
         lines += rows(case, budgets, mine + theirs)
+        summary += best(case, budgets, mine + theirs)
     versions = subprocess.run(
         [given.peer, "-c", VERSIONS], capture_output=True, text=True, check=True
     )
     print(f"{machine()}; peers: {versions.stdout.strip()}\n")
     head = ("case", "metric", "what", *(f"drop at {b:g} (MACs)" for b in budgets))
+    print(*markdown(head, summary), sep="\n", end="\n\n")
     print(*markdown(head, lines), sep="\n")
 
 
