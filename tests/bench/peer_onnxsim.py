@@ -83,7 +83,7 @@ def open_peer() -> Callable[[dict[str, Any]], dict[str, Any]]:
     model = min(forms(raw), key=lambda m: size(cut(m, 0.5, "l2", [])) - size(m))
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        made = cut(model, request["ratio"], variant, data)
+        made = cut(model, request["ratio"], variant, data[:1] if request["probe"] else data)
         if not request["finetune"]:
             onnx.save(made, request["out"])
             return {}

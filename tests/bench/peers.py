@@ -7,7 +7,7 @@ PYTHON has onnxsim, onnxruntime, onnx2torch, torch-pruning and torch. A peer's o
 by bisection for the largest model within each budget, and judged before and after its own
 calibration (`+ft`, `+bn`); MACs are counted by `onnxprune.inspect`
 at the original's shapes, so that all are on one scale. Nothing is trained. `--ours` takes records
-of accuracy.py (seed 0, default options). Every peer is a process with a time limit; what fails is
+of accuracy.py (seed 0, default options). Every peer is a process, with a time limit; what fails is
 recorded with its reason. Prints Markdown. See `judged.py` for what a case is.
 """
 
@@ -49,7 +49,7 @@ print(", ".join(f"{n} {metadata.version(n)}" for n in names))
 
 @dataclass
 class Peer:
-    """A peer's process: requests by a knob, within a time limit for all of them."""
+    """A peer's process: requests by a knob, each within a time limit."""
 
     command: list[str]
     limit: float
@@ -62,13 +62,10 @@ class Peer:
         self._process = subprocess.Popen(
             self.command, stdin=pipe, stdout=pipe, stderr=self._log, text=True
         )
-        self._timer = threading.Timer(self.limit, self._stop)
-        self._timer.start()
         self.opened = self._read()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         self._stack.close()
@@ -77,10 +74,15 @@ class Peer:
         self._late.set()
         self._process.kill()
 
-    def ask(self, ratio: float, out: Path, finetune: bool = False) -> dict[str, Any]:
-        """The peer's answer: {} or {"changed": ...}, or {"error": one line}."""
+    def ask(
+        self, ratio: float, out: Path, *, probe: bool = False, finetune: bool = False
+    ) -> dict[str, Any]:
+        """The peer's answer: {} or {"changed": ...}, or {"error": one line}.
+
+        A probe is for the size only: the peer may look at a part of the data.
+        """
         assert self._process.stdin is not None
-        request = {"ratio": ratio, "out": str(out), "finetune": finetune}
+        request = {"ratio": ratio, "out": str(out), "probe": probe, "finetune": finetune}
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -90,7 +92,11 @@ class Peer:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
+        timer = threading.Timer(self.limit, self._stop)
+        timer.start()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        if line:
             found: dict[str, Any] = json.loads(line)
             return found
         return self._ended()
@@ -125,7 +131,11 @@ class Search:
         return self.known[ratio]
 
     def _share(self, ratio: float) -> float:
-        answer = self.peer.ask(ratio, self.out)
+        return self.made(ratio, probe=True)
+
+    def made(self, ratio: float, probe: bool = False) -> float:
+        """Share of the MACs of the model that the peer makes now."""
+        answer = self.peer.ask(ratio, self.out, probe=probe)
         if "error" not in answer:
             # A peer's model may be invalid in any way: the reason is the result.
             try:
@@ -182,13 +192,18 @@ def measure(
             if ratio is None:
                 records.append(base | {"error": failed or search.refusal()})
                 continue
-            base |= {"knob": ratio, "macs": search.share(ratio)}
-            for is_tuned in (False, True):
-                answer = peer.ask(ratio, out, is_tuned)
-                if answer.get("changed", True) or not is_tuned:
-                    name = {"variant": variant + (TUNED[script] if is_tuned else "")}
-                    spent = {"seconds": time.perf_counter() - begin}
-                    records.append(base | name | spent | _judged(answer, out, case, judge))
+            # All the data may rank a little unlike a probe's part of it.
+            while budget < (share := search.made(ratio)) < float("inf") and ratio < FIRST[0]:
+                ratio = round(min(ratio + CLOSE, FIRST[0]), 5)
+            if share > budget:
+                records.append(base | {"error": search.refusal()})
+                continue
+            base |= {"knob": ratio, "macs": share, "seconds": time.perf_counter() - begin}
+            records.append(base | _judged({}, out, case, judge))
+            answer = peer.ask(ratio, out, finetune=True)
+            if answer.get("changed", True):
+                name = {"variant": variant + TUNED[script]}
+                records.append(base | name | _judged(answer, out, case, judge))
     return records
 
 
@@ -253,8 +268,8 @@ def best(case: Case, budgets: list[float], records: list[dict[str, Any]]) -> lis
             least = min(good, key=lambda r: float(r["drop"]), default=None)
             which = "" if least is None or least["variant"] == name else f" {least['variant']}"
             reasons = dict.fromkeys(shown(r, case) for r in mine)
-            cells.append(f"{shown(least, case)}{which}" if least else "; ".join(reasons))
-        cells = [c if cells.index(c) == i or "(" in c else "same" for i, c in enumerate(cells)]
+            cell = f"{shown(least, case)}{which}" if least else "; ".join(reasons)
+            cells.append("same" if least is None and cell in cells else cell)
         made.append((case.name, case.metric, name, *cells))
     return made
 
@@ -271,7 +286,7 @@ def main() -> None:
     parser.add_argument("--ours", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--judge", default=sys.executable, metavar="PYTHON")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for a peer on a case")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one answer of a peer")
     parser.add_argument("--again", action="store_true", help="measure what is known too")
     parser.add_argument("--table", action="store_true", help="measure nothing: what is known")
     given = parser.parse_args()
