@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -176,11 +177,10 @@ class Search:
 
 def measure(
     case: Case, variant: str, budgets: list[float], python: str, judge: Judge, limit: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Records of one peer on one case; fine-tuning, where it changes anything, is a variant."""
     script = next(s for s, variants in SCRIPTS.items() if variant in variants)
     command = [python, str(Path(__file__).with_name(script)), str(case.model), str(case.data)]
-    records = []
     with tempfile.TemporaryDirectory() as folder, Peer([*command, variant], limit) as peer:
         out = Path(folder) / "out.onnx"
         search = Search(case, peer, out)
@@ -190,21 +190,20 @@ def measure(
             ratio = None if failed else search.best(budget)
             base = dict(zip(KEYS, (case.name, variant, budget), strict=True)) | stamp()
             if ratio is None:
-                records.append(base | {"error": failed or search.refusal()})
+                yield base | {"error": failed or search.refusal()}
                 continue
             # All the data may rank a little unlike a probe's part of it.
             while budget < (share := search.made(ratio)) < float("inf") and ratio < FIRST[0]:
                 ratio = round(min(ratio + CLOSE, FIRST[0]), 5)
             if share > budget:
-                records.append(base | {"error": search.refusal()})
+                yield base | {"error": search.refusal()}
                 continue
             base |= {"knob": ratio, "macs": share, "seconds": time.perf_counter() - begin}
-            records.append(base | _judged({}, out, case, judge))
+            yield base | _judged({}, out, case, judge)
             answer = peer.ask(ratio, out, finetune=True)
             if answer.get("changed", True):
                 name = {"variant": variant + TUNED[script]}
-                records.append(base | name | _judged(answer, out, case, judge))
-    return records
+                yield base | name | _judged(answer, out, case, judge)
 
 
 def _judged(answer: dict[str, Any], out: Path, case: Case, judge: Judge) -> dict[str, Any]:
@@ -297,11 +296,10 @@ def main() -> None:
         for variant in given.variants.split(","):
             missing = [b for b in budgets if given.again or (case.name, variant, b) not in known]
             if missing and not given.table:
-                made = measure(case, variant, missing, given.peer, judge, given.limit)
-                for record in made:
-                    records.add(record)
-                    print(record, file=sys.stderr, flush=True)
-                known |= {tuple(r[k] for k in KEYS): r for r in made}
+                for r in measure(case, variant, missing, given.peer, judge, given.limit):
+                    records.add(r)
+                    known[tuple(r[k] for k in KEYS)] = r
+                    print(r, file=sys.stderr, flush=True)
         mine = ours(case, budgets, None if given.table else judge, our_records)
         theirs = [r for r in known.values() if r["case"] == case.name and r["budget"] in budgets]
         lines += rows(case, budgets, mine + theirs)
