@@ -4,11 +4,11 @@
         [--variants l2,wanda] [--ours FILE] [--json FILE] [--judge PYTHON] [--again] [--table]
 
 PYTHON has onnxsim, onnxruntime, onnx2torch, torch-pruning and torch. A peer's own knob is searched
-by bisection for the largest model within each budget, and judged before and after its own
-calibration (`+ft`, `+bn`); MACs are counted by `onnxprune.inspect`
-at the original's shapes, so that all are on one scale. Nothing is trained. `--ours` takes records
-of accuracy.py (seed 0, default options). Every peer is a process, with a time limit; what fails is
-recorded with its reason. Prints Markdown. See `judged.py` for what a case is.
+by bisection for the largest model within each budget, which is judged before and after the peer's
+own calibration (`+ft`, `+bn`). MACs are counted by `onnxprune.inspect` at the original's shapes, so
+that all are on one scale (by `run_macs` where operators are fused). Nothing is trained. `--ours`
+takes records of accuracy.py (seed 0, default options). Every peer is a process, with a time limit;
+what fails is recorded with its reason. Prints Markdown. See `judged.py` for what a case is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import accuracy
+import numpy as np
 import onnx
+import onnxruntime
 from judged import Case, Judge, Records, cases, machine, markdown, numbers, stamp
 
 import onnxprune
@@ -41,6 +44,7 @@ KEYS = ("case", "variant", "budget")
 FIRST = (0.98, 0.93, 0.85, 0.7, 0.5)
 STEPS, CLOSE = 9, 0.005
 LATE = "took more than"
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "Conv", "FusedConv")
 VERSIONS = """
 from importlib import metadata
 names = ("onnxsim", "onnx2torch", "torch-pruning", "torch", "onnxruntime", "onnx")
@@ -111,6 +115,36 @@ class Peer:
         return {"error": (lines or [f"ended with {self._process.returncode}"])[-1][:200]}
 
 
+def run_macs(model: onnx.ModelProto, data: Path) -> float:
+    """MACs of products and convolutions, by the shapes of a run on one sample.
+
+    `inspect` infers shapes, which ends where ONNX Runtime has fused operators that the model's
+    opset lacks (LayerNormalization before 17).
+    """
+    nodes = [n for n in model.graph.node if n.op_type in PRODUCTS]
+    names = dict.fromkeys(name for n in nodes for name in (*n.input[:2], *n.output[:1]))
+    known = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    wanted = [name for name in names if name not in known]
+    present = {value.name for value in model.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in present)
+    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    with np.load(data) as samples:
+        feed = {i.name: samples[i.name][:1] for i in session.get_inputs()}
+    found = session.run(wanted, feed)
+    shapes = known | {n: v.shape for n, v in zip(wanted, found, strict=True)}
+    return float(sum(_macs(node, shapes) for node in nodes))
+
+
+def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
+    flags = {a.name: a.i for a in node.attribute}
+    made = math.prod(shapes[node.output[0]])
+    if node.op_type.endswith("Conv"):
+        return made * math.prod(shapes[node.input[1]][1:])
+    return made * shapes[node.input[0]][-2 if flags.get("transA") else -1]
+
+
 @dataclass
 class Search:
     """Shares of the original's MACs that a peer's model has, by its knob."""
@@ -140,18 +174,19 @@ class Search:
         if "error" not in answer:
             # A peer's model may be invalid in any way: the reason is the result.
             try:
-                found = onnxprune.inspect(self.out, shape=self._fitting()).json()
+                return self._count() / self.macs
             except Exception as error:
                 answer = {"error": f"its model: {' '.join(str(error).split())[:160]}"}
-            else:
-                return float(found["cost"]["macs"] / self.macs)
         self.error = answer["error"]
         return float("inf")
 
-    def _fitting(self) -> dict[str, Any]:
-        """Shapes of the inputs that the model still has."""
-        graph = onnx.load(str(self.out), load_external_data=False).graph
-        return {i.name: self.shapes[i.name] for i in graph.input if i.name in self.shapes}
+    def _count(self) -> float:
+        """MACs of the peer's model."""
+        model = onnx.load(str(self.out))
+        if any(node.domain == "com.microsoft" for node in model.graph.node):
+            return run_macs(model, self.case.data)
+        shapes = {i.name: self.shapes[i.name] for i in model.graph.input if i.name in self.shapes}
+        return float(onnxprune.inspect(self.out, shape=shapes).json()["cost"]["macs"])
 
     def best(self, budget: float) -> float | None:
         """The knob of the largest model within the budget; None where there is none."""
