@@ -311,7 +311,7 @@ def best(case: Case, budgets: list[float], records: list[dict[str, Any]]) -> lis
             which = "" if least is None or least["variant"] == name else f" {least['variant']}"
             reasons = dict.fromkeys(shown(r, case) for r in mine)
             cell = f"{shown(least, case)}{which}" if least else "; ".join(reasons)
-            cells.append("same" if least is None and cell in cells else cell)
+            cells.append("same" if cell and least is None and cell in cells else cell)
         made.append((case.name, case.metric, name, *cells))
     return made
 
