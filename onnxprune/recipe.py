@@ -200,5 +200,7 @@ def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
             rounds=options.rounds,
             custom_ops=options.custom_ops,
         )
-    measured = [MeasureDamage(custom_ops=options.custom_ops)] if options.allocate == "curves" else []
+    measured: list[AnyPass] = []
+    if options.allocate == "curves":
+        measured = [MeasureDamage(custom_ops=options.custom_ops)]
     return [*clean_ups(), score_pass(options.score), *measured, plan]

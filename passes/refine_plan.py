@@ -50,7 +50,8 @@ class RefinePlan(MakePlan):
     def _again(self, state: State, plan: Plan, scores: Scores) -> tuple[Scores, Damage]:
         """Scores and damage in the model that a plan leaves, repaired."""
         dims = state[Dims]
-        parts = folds(*state.calibration, self.samples)
+        fit, decide = state.calibration
+        parts = folds(fit, decide, self.samples)
         made = cut(state.model, dims, state.subject.sizes, state.subject.shapes, ~plan.alive,
                    load_rules(), {})  # fmt: skip
         alive = plan.alive[dims.of]

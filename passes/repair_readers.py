@@ -46,7 +46,8 @@ class RepairReaders(Rewrite):
         waves = targets(
             before.model, state.model, state[Cut].first, dims, alive, before.shapes[0]
         )
-        sweep = Sweep(before.model, state.model, folds(*state.calibration, self.samples),
+        fit, decide = state.calibration
+        sweep = Sweep(before.model, state.model, folds(fit, decide, self.samples),
                       state.seed, self.custom_ops)  # fmt: skip
         try:
             made = sweep.run(waves)

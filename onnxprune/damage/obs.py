@@ -74,7 +74,7 @@ class Elimination:
         self.inverse = inverse(damped(train.covariance, ORDER_RIDGE))
         weights = problem.weights
         if len(weights) > weights.shape[1]:  # costs depend on products of columns only
-            weights = np.linalg.qr(weights, mode="r")
+            weights = np.asarray(np.linalg.qr(weights, mode="r"), np.float64)
         self.weights = weights.copy()
         self.owner = problem.owner.copy()
 

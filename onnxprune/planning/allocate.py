@@ -16,9 +16,7 @@ from onnxprune.planning.scores import FloatArray
 # Each round prices steps where the one before it ended; after these, plans hardly move.
 ROUNDS = 5
 # Damage counts with this power.
-import os
-
-POWER = float(os.environ.get("POWER","1"))
+POWER = 1.0
 
 Losses = Callable[[Planner], list[FloatArray]]
 Keys = Callable[[Planner, list[FloatArray], FloatArray], FloatArray]

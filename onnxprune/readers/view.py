@@ -152,7 +152,7 @@ class LinearView(View):
 
     def count(self, values: Values) -> int:
         value = values[self.given[0]]
-        return value.size // max(value.shape[self.linear.out_axis], 1)
+        return int(value.size // max(value.shape[self.linear.out_axis], 1))
 
     def inputs(self, values: Values, at: IntArray, made: Values) -> Array:
         value = values[self.seen[0]]

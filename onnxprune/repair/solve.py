@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -95,7 +96,9 @@ def restored(seen: Moments, line: Affine) -> Affine:
     return _centred(seen, line.weights * (scale[:, None] if seen.is_full else scale))
 
 
-def repair(folds: Sequence[Moments], sliced: Affine, *, may_solve: bool, joins: bool = False) -> Repair:
+def repair(
+    folds: Sequence[Moments], sliced: Affine, *, may_solve: bool, joins: bool = False
+) -> Repair:
     """The best of the variants, by the error on samples that none of them was fitted to.
 
     Restoring the variance costs error here and wins it back in the layers behind: it is taken
@@ -104,21 +107,20 @@ def repair(folds: Sequence[Moments], sliced: Affine, *, may_solve: bool, joins: 
     Args:
         folds: moments of disjoint samples; what is handed out is fitted to all of them. The last
             is held out to decide.
+        joins: what it gives joins a stream.
     """
     if not all(fold.is_finite for fold in folds):
         return Repair(sliced, "sliced", np.nan, np.nan)
     *rest, decide = folds
-    fit, both = total(rest), total(folds)
+    fit, whole = total(rest), total(folds)
     before = sliced.error(decide)
     kept = Repair(sliced, "sliced", before, before)
     if before <= EXACT * decide.variance_t.sum():
         return kept
     for kind, make in _variants(folds, sliced, may_solve, joins):
-        made = make(both)
+        made = make(whole)
         after = made.error(decide)
-        import os
-        slack = float(os.environ.get("SLACK", "1")) if not may_solve else 1
-        if make(fit).error(decide) < before * slack and after < before * slack:
+        if make(fit).error(decide) < before and after < before:
             return Repair(made, kind, before, after)
     return kept
 
@@ -132,15 +134,22 @@ def total(folds: Sequence[Moments]) -> Moments:
 def _variants(
     folds: Sequence[Moments], sliced: Affine, may_solve: bool, joins: bool
 ) -> Iterator[tuple[str, Callable[[Moments], Affine]]]:
-    """Ways to repair, the one with the most to win first."""
+    """Ways to repair, the one with the most to win first.
+
+    What joins a stream aims at all that is missing there, errors of others included: its variance
+    is no measure then (mobile net at 0.7 of the MACs: 0.72 with it restored, 0.76 without).
+    """
     pull = best_pull(folds, sliced) if may_solve else None
-    import os
     if pull is not None:
-        if (joins and os.environ.get("STREAM","1")=="1") or os.environ.get("STREAM")=="2":
-            yield "solved", lambda seen: ridge(seen, sliced, pull)
-        yield "solved and scaled", lambda seen: restored(seen, ridge(seen, sliced, pull))
-        yield "solved", lambda seen: ridge(seen, sliced, pull)
+        both = ("solved", "solved and scaled") if joins else ("solved and scaled", "solved")
+        for kind in both:
+            yield kind, partial(_solved, sliced, pull, is_scaled=kind != "solved")
     yield "scaled", lambda seen: restored(seen, sliced)
+
+
+def _solved(sliced: Affine, pull: float, seen: Moments, *, is_scaled: bool) -> Affine:
+    line = ridge(seen, sliced, pull)
+    return restored(seen, line) if is_scaled else line
 
 
 def best_pull(folds: Sequence[Moments], sliced: Affine) -> float | None:

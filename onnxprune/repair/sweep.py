@@ -70,8 +70,9 @@ class Sweep:
         before = walks[0].step(self.original, _names(part, "of_original"))
         after = walks[1].step(live, _names(part, "of_pruned"))
         for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
-            found = repair(folds, target.sliced(), may_solve=target.is_full,
-                           joins=getattr(target, 'stream', None) is not None)
+            found = repair(
+                folds, target.sliced(), may_solve=target.is_full, joins=target.joins
+            )
             self.done[target.key] = found
             if found.kind == "sliced":
                 continue

@@ -37,6 +37,11 @@ class Target:
         raise NotImplementedError
 
     @property
+    def joins(self) -> bool:
+        """True where what it gives joins a stream."""
+        return False
+
+    @property
     def of_original(self) -> tuple[str, ...]:
         """Values of the original that are looked at."""
         raise NotImplementedError
@@ -84,6 +89,10 @@ class Solvable(Target):
     @property
     def is_full(self) -> bool:
         return True
+
+    @property
+    def joins(self) -> bool:
+        return self.stream is not None
 
     @property
     def of_original(self) -> tuple[str, ...]:
@@ -154,7 +163,7 @@ class Scalable(Target):
 
     def count(self, before: Mapping[str, Array]) -> int:
         value = before[self.out]
-        return value.size // max(value.shape[self.axis], 1)
+        return int(value.size // max(value.shape[self.axis], 1))
 
     def rows(
         self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
