@@ -18,8 +18,7 @@ from onnxprune.planning.scores import Scores
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
 from onnxprune.readers.view import View
-from onnxprune.repair.sweep import Sweep
-from onnxprune.repair.targets import targets
+from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
 
 
@@ -54,15 +53,12 @@ class RefinePlan(MakePlan):
         parts = folds(fit, decide, self.samples)
         made = cut(state.model, dims, state.subject.sizes, state.subject.shapes, ~plan.alive,
                    load_rules(), {})  # fmt: skip
-        alive = plan.alive[dims.of]
-        waves = targets(
-            state.model, made.model, made.first, dims, alive, state.subject.shapes[0]
+        repaired_, _ = repaired(
+            state.subject, made, dims, plan.alive, parts, state.seed, self.custom_ops
         )
-        repaired = Sweep(
-            state.model, made.model, parts, state.seed, self.custom_ops
-        ).run(waves)
-        views = _known(state, dims, made, alive, find_views(repaired, made.first, dims.ties))
-        study = Study(repaired, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
+        alive = plan.alive[dims.of]
+        views = _known(state, dims, made, alive, find_views(repaired_, made.first, dims.ties))
+        study = Study(repaired_, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
                       views)  # fmt: skip
         found = study.run()
         of = scores.of.copy()

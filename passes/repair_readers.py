@@ -12,8 +12,7 @@ from onnxprune.identity.dims import Dims
 from onnxprune.manager import Rewrite, Rewritten, State
 from onnxprune.planning.plan import Plan
 from onnxprune.readers.folds import folds
-from onnxprune.repair.sweep import Repaired, Sweep
-from onnxprune.repair.targets import targets
+from onnxprune.repair.sweep import Repaired, repaired
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,14 @@ class RepairReaders(Rewrite):
             return Rewritten(state.model, (Repaired({}),))
         before = state.replaced_by(state[Cut].model)
         dims, plan = state.past(Dims), state.past(Plan)
-        alive = plan.alive[dims.of]
-        waves = targets(
-            before.model, state.model, state[Cut].first, dims, alive, before.shapes[0]
-        )
         fit, decide = state.calibration
-        sweep = Sweep(before.model, state.model, folds(fit, decide, self.samples),
-                      state.seed, self.custom_ops)  # fmt: skip
+        parts = folds(fit, decide, self.samples)
         try:
-            made = sweep.run(waves)
+            made, done = repaired(
+                before, state[Cut], dims, plan.alive, parts, state.seed, self.custom_ops
+            )
         except PruneError as error:
             state.warnings.append(f"`repair-readers` left out: {error.what}")
             return Rewritten(state.model, (Repaired({}),))
-        kinds = Counter(one.kind for one in sweep.done.values())
+        kinds = Counter(one.kind for one in done.values())
         return Rewritten(made, (Repaired(dict(sorted(kinds.items()))),))

@@ -31,8 +31,8 @@ samples: images dataset columns data metrics
 manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window view stream find folds frontier
-damage: pooling sums obs curves
-repair: solve targets sweep
+damage: pooling sums bases obs curves
+repair: solve turned targets sweep
 passes:
 recipe
 report:

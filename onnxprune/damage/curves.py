@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import LinAlgError
 
 from onnxprune.backend.threads import one_thread
+from onnxprune.damage.bases import Basis, choices, find_bases, losses
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
 from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.identity.dims import BoolArray, Dim, Dims
@@ -51,11 +52,16 @@ class Study:
     alive: BoolArray | None = None
     """Shape (channels,): what is left in a model that was cut; its views know their columns."""
     views: dict[str, View] = field(default_factory=dict)
+    _bases: dict[int, list[Basis]] = field(default_factory=dict)
 
     def run(self) -> dict[int, Measured]:
         """Orders and curves of the free Dims that readers were found for, by Dim index."""
         self._views = self.views or find_views(self.model, self.shapes, self.dims.ties)
         reads = {d.index: self._reading(d) for d in self.dims.free}
+        if self.alive is None:
+            self._bases = find_bases(self.model, self.dims, self._views)
+            for index, bases in self._bases.items():
+                reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
         found = {}
         with one_thread():
             for group in self._groups(reads):
@@ -65,8 +71,8 @@ class Study:
                     self.model, self.shapes, views, self.folds, self.seed, self.custom_ops
                 )
                 for index in group:
-                    made = self._study(self.dims.dims[index], [sums[k] for k in reads[index]
-                                                               if k in sums])  # fmt: skip
+                    own = {k: sums[k] for k in reads[index] if k in sums}
+                    made = self._study(self.dims.dims[index], own)
                     if made is not None:
                         found[index] = made
         return found
@@ -111,11 +117,16 @@ class Study:
         stays = self.alive[dim.channels]
         return [part[stays[part]] for part in found if stays[part].any()]
 
-    def _study(self, dim: Dim, sums: Sequence[Sums]) -> Measured | None:
+    def _study(self, dim: Dim, sums: Mapping[str, Sums]) -> Measured | None:
+        owners = {key: self._owner(dim, one.view) for key, one in sums.items()}
         problems = [
-            Problem(s.view.weights / np.sqrt(s.norm), self._owner(dim, s.view), s.folds)
-            for s in sums
+            Problem(one.view.weights / np.sqrt(one.norm), owners[key], one.folds)
+            for key, one in sums.items()
+            if (owners[key] >= 0).any()
         ]
+        bases = self._bases.get(dim.index, [])
+        if bases and all(basis.keys <= sums.keys() for basis in bases):
+            return self._turned(dim, bases, sums)
         if not problems:
             return None
         parts = self._parts(dim)
@@ -131,6 +142,22 @@ class Study:
         damage = [sum(lost(p, g, held[id(p)], ridges) for p in problems) for g in gone]
         left = sum(map(len, parts))
         shares = [(left - len(g)) / len(order) for g in gone]
+        return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
+
+
+    def _turned(
+        self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]
+    ) -> Measured | None:
+        """Damage where the best directions stay; which channels stand for them is all the same."""
+        parts = self._parts(dim)
+        order = 1.0 + np.concatenate([np.arange(len(part))[::-1] for part in parts])
+        gone = [_gone(parts, order, cut) for cut in CUTS]
+        counts = list(choices(gone, parts))
+        try:
+            damage = losses(self.model, bases, sums, counts)
+        except np.linalg.LinAlgError:
+            return None
+        shares = [1 - len(g) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
 
 

@@ -11,8 +11,8 @@ from onnxprune.damage.pooling import Unpooled, unpooled
 from onnxprune.model.graph import Model
 from onnxprune.readers.frontier import Walk, batches, sample
 from onnxprune.readers.stats import Array, FloatArray, Gatherer, IntArray, Moments, positions
-from onnxprune.readers.stream import stream
-from onnxprune.readers.view import View, channel_rows
+from onnxprune.readers.stream import joined, stream
+from onnxprune.readers.view import LinearView, View, channel_rows
 from onnxprune.samples.dataset import Dataset
 from onnxprune.shape.shapes import Shapes
 
@@ -92,12 +92,16 @@ def gather(
 
 def _asked(model: Model, shapes: Shapes, view: View, folds: int) -> _Asked:
     found = stream(model, shapes, view)
+    total = found.total if found else ""
+    if not total and isinstance(view, LinearView) and view.linear.groups == 1:
+        total = joined(model, view)
+    axis = found.axis if found else len(shapes.shape.get(total, (1,))) - 1
     count = folds if len(view.columns) <= WIDE else 2
     return _Asked(
         view,
         unpooled(model, shapes, view),
-        found.total if found else "",
-        found.axis if found else 0,
+        total,
+        axis,
         [Gatherer(True) for _ in range(count)],
         Gatherer(False),
     )

@@ -13,6 +13,8 @@ from onnxprune.shape.shapes import Shapes
 
 # Nodes between a reader and the sum: a bias, a norm with stored statistics.
 MOST_BETWEEN = 3
+MOVES = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast".split())
+MOST_MOVES = 8
 # A channel that a norm all but silences is of no use to aim with.
 LEAST_SCALE = 1e-3
 
@@ -40,6 +42,23 @@ class Stream:
         scale = np.where(np.abs(self.scale) < least, np.copysign(least, self.scale), self.scale)
         found: FloatArray = (total - other.astype(np.float64) - self.shift) / scale
         return found
+
+
+def joined(model: Model, view: View) -> str:
+    """The sum that a reader's output joins, whatever moves it on the way; empty for none."""
+    name = view.node.outputs[0]
+    for _ in range(MOST_MOVES):
+        readers = [r for r in model.consumers.get(name, ()) if r[0].op != "Shape"]
+        if len(readers) != 1 or name in model.captured or name in model.output_names:
+            return ""
+        node, slot = readers[0]
+        stored = [n for i, n in enumerate(node.inputs) if i != slot and n in model.initializers]
+        if node.op == "Add" and not stored:
+            return node.outputs[0]
+        if node.domain or not (node.op in MOVES or (node.op == "Add" and stored)):
+            return ""
+        name = node.outputs[0]
+    return ""
 
 
 def stream(model: Model, shapes: Shapes, view: View) -> Stream | None:

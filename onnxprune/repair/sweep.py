@@ -13,12 +13,17 @@ from functools import partial
 import numpy as np
 
 from onnxprune.backend.threads import one_thread
+from onnxprune.cutting.cut import Cut
+from onnxprune.identity.dims import BoolArray, Dims
+from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
+from onnxprune.readers.find import find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, sample
 from onnxprune.readers.stats import Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
 from onnxprune.repair.solve import Affine, Repair, repair
-from onnxprune.repair.targets import Scalable, Solvable, Target
+from onnxprune.repair.targets import Scalable, Solvable, Target, targets
+from onnxprune.repair.turned import turned
 from onnxprune.samples.dataset import Dataset
 
 # Sums that are gathered together.
@@ -30,6 +35,29 @@ class Repaired:
     """How many readers were repaired, by what was done to them."""
 
     kinds: dict[str, int]
+
+
+def repaired(
+    original: Subject,
+    made: Cut,
+    dims: Dims,
+    alive: BoolArray,
+    folds: Sequence[Dataset],
+    seed: int,
+    custom_ops: Sequence[str] = (),
+) -> tuple[Model, dict[str, Repair]]:
+    """A cut model refit to give what the original gave, and what was done to each reader.
+
+    Args:
+        alive: shape (channels,).
+    """
+    model, known = original.model, original.shapes[0]
+    views = find_views(model, known, dims.ties)
+    cut = find_views(made.model, made.first, dims.ties)
+    turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
+    waves = targets(model, made.model, made.first, dims, alive[dims.of], known, turns)
+    sweep = Sweep(model, made.model, folds, seed, custom_ops)
+    return sweep.run(waves), sweep.done
 
 
 @dataclass(eq=False)
@@ -74,7 +102,7 @@ class Sweep:
                 folds, target.sliced(), may_solve=target.is_full, joins=target.joins
             )
             self.done[target.key] = found
-            if found.kind == "sliced":
+            if found.kind == "sliced" and not target.is_moved:
                 continue
             target.write(changes, found.line)
             if isinstance(target, Scalable):  # it ran with the old numbers

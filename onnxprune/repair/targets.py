@@ -16,6 +16,7 @@ from onnxprune.readers.stats import Array, FloatArray, IntArray
 from onnxprune.readers.stream import Stream, stream
 from onnxprune.readers.view import Changes, View, channel_rows
 from onnxprune.repair.solve import Affine
+from onnxprune.repair.turned import Turned
 from onnxprune.shape.shapes import Shapes
 
 # Inputs of a reader that are solved for together: their products are a matrix of this size.
@@ -61,8 +62,13 @@ class Target:
         """What it sees, and what it should give, at some positions."""
         raise NotImplementedError
 
+    @property
+    def is_moved(self) -> bool:
+        """True where it is to be stored even if nothing better is found."""
+        return False
+
     def sliced(self) -> Affine:
-        """What it computes as it was cut."""
+        """What it computes before anything is fitted."""
         raise NotImplementedError
 
     def write(self, changes: Changes, line: Affine) -> None:
@@ -81,6 +87,8 @@ class Solvable(Target):
     """Shape (outputs of the original,)."""
     stream: Stream | None
     """The sum it joins: what is missing there is what it can make up."""
+    turned: Turned | None = None
+    """Where heads beside it keep directions instead of channels."""
 
     @property
     def key(self) -> str:
@@ -112,13 +120,18 @@ class Solvable(Target):
     ) -> tuple[Array, Array]:
         seen = self.view.inputs(after, at, before)
         if self.stream is None:
-            return seen, self.origin.outputs(before, at)[:, self.kept]
+            given = self.origin.outputs(before, at)
+            return seen, self.turned.wanted(given) if self.turned else given[:, self.kept]
         total = channel_rows(before[self.stream.total], self.stream.axis, at)[:, self.kept]
         other = channel_rows(after[self.stream.other], self.stream.axis, at)
         return seen, self.stream.share(total, other)
 
+    @property
+    def is_moved(self) -> bool:
+        return self.turned is not None
+
     def sliced(self) -> Affine:
-        return Affine(self.view.weights, self.view.bias)
+        return self.turned.start if self.turned else Affine(self.view.weights, self.view.bias)
 
     def write(self, changes: Changes, line: Affine) -> None:
         self.view.write(changes, line.weights, line.bias)
@@ -197,15 +210,22 @@ class Scalable(Target):
 
 
 def targets(
-    original: Model, cut: Model, shapes: Shapes, dims: Dims, alive: BoolArray, known: Shapes
+    original: Model,
+    cut: Model,
+    shapes: Shapes,
+    dims: Dims,
+    alive: BoolArray,
+    known: Shapes,
+    turns: Mapping[str, Turned],
 ) -> list[list[Target]]:
     """What to repair, wave by wave: targets of a wave do not depend on each other.
 
     Args:
         alive: shape (identities,).
         shapes, known: of the cut model and of the original.
+        turns: readers around heads that keep directions, by key.
     """
-    finder = _Finder(original, cut, shapes, dims, alive, known)
+    finder = _Finder(original, cut, shapes, dims, alive, known, turns)
     depth = dict.fromkeys((*cut.input_names, *cut.initializers), 0)
     waves: dict[int, list[Target]] = {}
     for node in cut.nodes:
@@ -226,8 +246,9 @@ class _Finder:
 
     def __init__(
         self, original: Model, cut: Model, shapes: Shapes, dims: Dims, alive: BoolArray,
-        known: Shapes,
+        known: Shapes, turns: Mapping[str, Turned],
     ) -> None:  # fmt: skip
+        self._turns = turns
         self._original, self._cut, self._shapes, self._known = original, cut, shapes, known
         self._dims, self._alive = dims, alive
         self._views: dict[str, list[View]] = {}
@@ -246,7 +267,8 @@ class _Finder:
         if node.key not in self._original.producer or not node.outputs[0]:
             return []
         views = self._views.get(node.key, [])
-        if views and node.key in self._thinned and self._is_solvable(views):
+        is_cut = node.key in self._thinned or any(v.key in self._turns for v in views)
+        if views and is_cut and self._is_solvable(views):
             self._scaled.add(node.outputs[0])
             return [self._solvable(view, depth) for view in views]
         one = self._scalable(node)
@@ -263,7 +285,7 @@ class _Finder:
             found.total in self._original.producer and found.other in depth
         ):
             found = None
-        return Solvable(view, origin, kept, found)
+        return Solvable(view, origin, kept, found, self._turns.get(view.key))
 
     def _scalable(self, node: Node) -> Target | None:
         view = None
