@@ -83,8 +83,8 @@ def gather(
     walk = Walk(known, [set()], custom_ops)
     for batch, values in zip(known, walk.step(model, names), strict=True):
         for i, number in enumerate(batch.samples.tolist()):
-            own = sample(values, i, len(batch.samples))
             for one in asked:
+                own = sample(values, i, len(batch.samples), one.view.axes)
                 one.add(own, batch.fold, seed, number)
     walk.shelf.close()
     return {one.view.key: made for one in asked if (made := _finish(one)) is not None}

@@ -34,11 +34,16 @@ class Changes:
     """What nodes must add, by key."""
     linear: dict[str, Linear] = field(default_factory=dict)
 
-    def array(self, node: Node, slot: int) -> Array:
-        """The numbers of an initializer, to be changed in place."""
+    def array(self, node: Node, slot: int, absent: tuple[int, ...] = ()) -> Array:
+        """The numbers of an initializer, to be changed in place.
+
+        Args:
+            absent: shape of the zeros that stand for an input that is left out.
+        """
         found = self.arrays.get((node.key, slot))
         if found is None:
-            found = self.model.array(node.inputs[slot]).astype(np.float64)
+            name = node.input(slot)
+            found = self.model.array(name).astype(np.float64) if name else np.zeros(absent)
             self.arrays[node.key, slot] = found
         return found
 
@@ -92,6 +97,16 @@ class View:
     def given(self) -> tuple[str, ...]:
         """Values that tell what it gives."""
         raise NotImplementedError
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """The batch axis of what is seen and given, where it is not the first."""
+        return {}
+
+    @property
+    def sees_itself(self) -> bool:
+        """True where what is seen depends on the weights: a state of the step before."""
+        return False
 
     def count(self, values: Values) -> int:
         """Positions in what it gives."""

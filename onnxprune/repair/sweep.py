@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxprune.backend.threads import one_thread
 from onnxprune.model.graph import Model
-from onnxprune.readers.frontier import Batch, Walk, batches, sample
-from onnxprune.readers.stats import Array, Gatherer, Moments, positions
+from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
+from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
 from onnxprune.repair.solve import Affine, Repair, repair
 from onnxprune.repair.targets import Scalable, Solvable, Target
@@ -68,7 +68,8 @@ class Sweep:
     ) -> None:
         live = changes.apply()
         before = walks[0].step(self.original, _names(part, "of_original"))
-        after = walks[1].step(live, _names(part, "of_pruned"))
+        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.view.sees_itself}
+        after = walks[1].step(live, _names(part, "of_pruned"), again)
         for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
             found = repair(folds, target.sliced(), may_solve=target.is_full,
                            joins=getattr(target, 'stream', None) is not None)
@@ -89,10 +90,12 @@ class Sweep:
         """Moments of each target and fold."""
         sums = [[Gatherer(t.is_full) for _ in self.folds] for t in part]
         for batch, *values in zip(known, before, after, strict=True):
+            count = len(batch.samples)
             for i, number in enumerate(batch.samples.tolist()):
-                one, other = (sample(v, i, len(batch.samples)) for v in values)
                 for target, own in zip(part, sums, strict=True):
-                    at = positions(target.count(one), self.seed, number)
+                    one, other = (sample(v, i, count, target.axes) for v in values)
+                    most = POSITIONS * held(values[0], target.of_original[0], count, target.axes)
+                    at = positions(target.count(one), self.seed, number, most)
                     if len(at):
                         own[batch.fold].add(*target.rows(one, other, at))
         return [[fold.finish() for fold in own] for own in sums]

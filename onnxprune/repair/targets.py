@@ -46,6 +46,11 @@ class Target:
         """Values of the pruned net that are looked at."""
         raise NotImplementedError
 
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """The batch axis of these values, where it is not the first."""
+        return {}
+
     def count(self, before: Mapping[str, Array]) -> int:
         """Positions in one sample."""
         raise NotImplementedError
@@ -94,6 +99,10 @@ class Solvable(Target):
     def of_pruned(self) -> tuple[str, ...]:
         more = () if self.stream is None else (self.stream.other,)
         return (*self.view.seen, *more)
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        return {**self.origin.axes, **self.view.axes}
 
     def count(self, before: Mapping[str, Array]) -> int:
         return self.origin.count(before)
@@ -234,13 +243,13 @@ class _Finder:
 
     def of(self, node: Node, depth: Mapping[str, int]) -> list[Target]:
         """The targets of a node."""
-        if node.key not in self._original.producer or not node.outputs[0]:
+        if node.key not in self._original.producer:
             return []
         views = self._views.get(node.key, [])
         if views and node.key in self._thinned and self._is_solvable(views):
             self._scaled.add(node.outputs[0])
             return [self._solvable(view, depth) for view in views]
-        one = self._scalable(node)
+        one = self._scalable(node) if node.outputs[0] else None
         return [one] if one else []
 
     def _is_solvable(self, views: list[View]) -> bool:
