@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Ties
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.frontier import nth
@@ -172,30 +173,40 @@ class RecurrentView(View):
 
     @property
     def seen(self) -> tuple[str, ...]:
-        return self.cell.read
+        return self.cell.read if self.sum.over_h else self.cell.read[:1]
 
     @property
     def given(self) -> tuple[str, ...]:
-        return self.cell.read
+        """What it gives is computed."""
+        return self.seen
 
     @property
     def axes(self) -> dict[str, int]:
         return self.cell.axes
 
     @property
-    def sees_itself(self) -> bool:
-        return True
+    def own(self) -> tuple[str, ...]:
+        return (self.cell.sequence,) if self.sum.over_h else ()
+
+    def led(self, values: Values, alive: BoolArray) -> Values:
+        """Every direction is cut as this one: the view looks at no other."""
+        if not self.sum.over_h:
+            return {}
+        units = self.columns[-self.cell.hidden :]
+        stays = np.where(units >= 0, alive[units], True)
+        return {self.cell.sequence: values[self.cell.sequence][..., stays]}
 
     def count(self, values: Values) -> int:
         steps, samples = values[self.cell.read[X]].shape[:2]
         return steps * samples
 
     def inputs(self, values: Values, at: IntArray, made: Values) -> Array:
+        if not self.sum.over_h:
+            return self.cell.x(values, at)
         x, h = self.cell.x(values, at), self.cell.h(values, at)
         if self.sum.is_reset:
             h = (h * self.cell.reset(x, h)).astype(h.dtype)
-        parts = ((x, self.sum.over_x), (h, self.sum.over_h))
-        return np.hstack([part for part, used in parts if used])
+        return np.hstack([x, h]) if self.sum.over_x else h
 
     def outputs(self, values: Values, at: IntArray) -> Array:
         return self.inputs(values, at, values) @ self.weights.T + self.bias
@@ -208,7 +219,8 @@ class RecurrentView(View):
                 changes.array(node, slot)[cell.direction, self._rows] = part
         directions, rows, _ = self.cell.model.dims(node.inputs[W])
         stored = changes.array(node, B, (directions, 2 * rows))[cell.direction].reshape(2, rows)
-        stored[0 if self.sum.over_x else 1, self._rows] += bias - self.bias
+        own = 0 if self.sum.over_x else 1
+        stored[own, self._rows] = bias - self.bias + cell.biases[own, self._rows]
 
 
 def recurrent_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Iterator[View]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.cleanup.cleaning import add_biases, with_weights
 from onnxprune.cleanup.linear import Linear
+from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Slot
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.stats import Array, FloatArray, IntArray
@@ -104,9 +105,18 @@ class View:
         return {}
 
     @property
-    def sees_itself(self) -> bool:
-        """True where what is seen depends on the weights: a state of the step before."""
-        return False
+    def own(self) -> tuple[str, ...]:
+        """Values of `seen` that the node itself makes: its states."""
+        return ()
+
+    def led(self, values: Values, alive: BoolArray) -> Values:
+        """States as they should be in a cut net: those of the original, less what went.
+
+        Args:
+            values: of the original.
+            alive: shape (identities,).
+        """
+        return {}
 
     def count(self, values: Values) -> int:
         """Positions in what it gives."""

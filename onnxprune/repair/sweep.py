@@ -68,14 +68,15 @@ class Sweep:
     ) -> None:
         live = changes.apply()
         before = walks[0].step(self.original, _names(part, "of_original"))
-        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.view.sees_itself}
+        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.runs_again}
         after = walks[1].step(live, _names(part, "of_pruned"), again)
         for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
-            found = repair(folds, target.sliced(), may_solve=target.is_full,
-                           joins=getattr(target, 'stream', None) is not None)
-            self.done[target.key] = found
+            start = self.done[target.key].line if target.key in self.done else target.sliced()
+            found = repair(folds, start, may_solve=target.is_full, joins=target.may_shrink)
             if found.kind == "sliced":
+                self.done.setdefault(target.key, found)
                 continue
+            self.done[target.key] = found
             target.write(changes, found.line)
             if isinstance(target, Scalable):  # it ran with the old numbers
                 walks[1].shelf.change(target.out, partial(_scaled, target.axis, found.line))

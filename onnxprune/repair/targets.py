@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -35,6 +36,16 @@ class Target:
     def is_full(self) -> bool:
         """True where all inputs are looked at with each other."""
         raise NotImplementedError
+
+    @property
+    def runs_again(self) -> bool:
+        """True where what it sees depends on what is stored."""
+        return False
+
+    @property
+    def may_shrink(self) -> bool:
+        """True where the least error is worth more than the variance."""
+        return False
 
     @property
     def of_original(self) -> tuple[str, ...]:
@@ -81,6 +92,9 @@ class Solvable(Target):
     """Shape (outputs of the original,)."""
     stream: Stream | None
     """The sum it joins: what is missing there is what it can make up."""
+    lead: BoolArray | None = None
+    """Which identities are alive, shape (identities,), where states of the original are to take
+    the place of the pruned net's: those it has before its cells are repaired tell little."""
 
     @property
     def key(self) -> str:
@@ -98,7 +112,16 @@ class Solvable(Target):
     @property
     def of_pruned(self) -> tuple[str, ...]:
         more = () if self.stream is None else (self.stream.other,)
-        return (*self.view.seen, *more)
+        led = () if self.lead is None else self.view.own
+        return (*(name for name in self.view.seen if name not in led), *more)
+
+    @property
+    def runs_again(self) -> bool:
+        return bool(self.view.own)
+
+    @property
+    def may_shrink(self) -> bool:
+        return self.stream is not None or bool(self.view.own)
 
     @property
     def axes(self) -> Mapping[str, int]:
@@ -110,6 +133,8 @@ class Solvable(Target):
     def rows(
         self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
     ) -> tuple[Array, Array]:
+        if self.lead is not None:
+            after = {**after, **self.origin.led(before, self.lead)}
         seen = self.view.inputs(after, at, before)
         if self.stream is None:
             return seen, self.origin.outputs(before, at)[:, self.kept]
@@ -210,11 +235,11 @@ def targets(
     waves: dict[int, list[Target]] = {}
     for node in cut.nodes:
         here = max((depth.get(n, 0) for n in (*node.inputs, *_captured(node))), default=0)
-        found = finder.of(node, depth)
-        for one in found:
+        rounds = finder.of(node, depth)
+        for one in chain.from_iterable(rounds):
             if isinstance(one, Solvable) and one.stream is not None:
                 here = max(here, depth[one.stream.other])
-        if found:
+        for found in rounds:
             waves.setdefault(here, []).extend(found)
             here += 1
         depth.update(dict.fromkeys(node.outputs, here))
@@ -241,21 +266,23 @@ class _Finder:
         }
         self._scaled = set[str]()
 
-    def of(self, node: Node, depth: Mapping[str, int]) -> list[Target]:
-        """The targets of a node."""
+    def of(self, node: Node, depth: Mapping[str, int]) -> list[list[Target]]:
+        """The targets of a node, round by round."""
         if node.key not in self._original.producer:
             return []
         views = self._views.get(node.key, [])
         if views and node.key in self._thinned and self._is_solvable(views):
             self._scaled.add(node.outputs[0])
-            return [self._solvable(view, depth) for view in views]
+            found = [self._solvable(view, depth) for view in views]
+            led = [replace(one, lead=self._alive) for one in found if one.view.own]
+            return [[*led, *(one for one in found if not one.view.own)], found] if led else [found]
         one = self._scalable(node) if node.outputs[0] else None
-        return [one] if one else []
+        return [[one]] if one else []
 
     def _is_solvable(self, views: list[View]) -> bool:
         return all(v.key in self._origins and len(v.columns) <= WIDEST for v in views)
 
-    def _solvable(self, view: View, depth: Mapping[str, int]) -> Target:
+    def _solvable(self, view: View, depth: Mapping[str, int]) -> Solvable:
         origin = self._origins[view.key]
         kept = np.where(origin.rows >= 0, self._alive[origin.rows], True)
         found = stream(self._cut, self._shapes, view)
