@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -187,6 +187,10 @@ class RecurrentView(View):
     @property
     def own(self) -> tuple[str, ...]:
         return (self.cell.sequence,) if self.sum.over_h else ()
+
+    def within(self, live: Model) -> View:
+        node = live.producer[self.node.key]
+        return replace(self, node=node, cell=replace(self.cell, model=live, node=node))
 
     def led(self, values: Values, alive: BoolArray) -> Values:
         """Every direction is cut as this one: the view looks at no other."""

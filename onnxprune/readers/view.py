@@ -109,6 +109,10 @@ class View:
         """Values of `seen` that the node itself makes: its states."""
         return ()
 
+    def within(self, live: Model) -> View:
+        """The view in a model with other weights, where what is seen depends on them."""
+        return self
+
     def led(self, values: Values, alive: BoolArray) -> Values:
         """States as they should be in a cut net: those of the original, less what went.
 

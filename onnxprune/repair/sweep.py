@@ -67,12 +67,14 @@ class Sweep:
         self, part: Sequence[Target], walks: list[Walk], changes: Changes, known: list[Batch]
     ) -> None:
         live = changes.apply()
+        now = [target.within(live) for target in part]
         before = walks[0].step(self.original, _names(part, "of_original"))
-        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.runs_again}
+        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.view.own}
         after = walks[1].step(live, _names(part, "of_pruned"), again)
-        for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
-            start = self.done[target.key].line if target.key in self.done else target.sliced()
-            found = repair(folds, start, may_solve=target.is_full, joins=target.may_shrink)
+        for target, folds in zip(part, self._gather(now, before, after, known), strict=True):
+            found = repair(
+                folds, target.sliced(), may_solve=target.is_full, joins=target.may_shrink
+            )
             if found.kind == "sliced":
                 self.done.setdefault(target.key, found)
                 continue

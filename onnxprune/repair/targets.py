@@ -38,11 +38,6 @@ class Target:
         raise NotImplementedError
 
     @property
-    def runs_again(self) -> bool:
-        """True where what it sees depends on what is stored."""
-        return False
-
-    @property
     def may_shrink(self) -> bool:
         """True where the least error is worth more than the variance."""
         return False
@@ -71,6 +66,10 @@ class Target:
     ) -> tuple[Array, Array]:
         """What it sees, and what it should give, at some positions."""
         raise NotImplementedError
+
+    def within(self, live: Model) -> Target:
+        """The same with the weights of now, where what it sees depends on them."""
+        return self
 
     def sliced(self) -> Affine:
         """What it computes as it was cut."""
@@ -116,10 +115,6 @@ class Solvable(Target):
         return (*(name for name in self.view.seen if name not in led), *more)
 
     @property
-    def runs_again(self) -> bool:
-        return bool(self.view.own)
-
-    @property
     def may_shrink(self) -> bool:
         return self.stream is not None or bool(self.view.own)
 
@@ -141,6 +136,9 @@ class Solvable(Target):
         total = channel_rows(before[self.stream.total], self.stream.axis, at)[:, self.kept]
         other = channel_rows(after[self.stream.other], self.stream.axis, at)
         return seen, self.stream.share(total, other)
+
+    def within(self, live: Model) -> Target:
+        return replace(self, view=self.view.within(live))
 
     def sliced(self) -> Affine:
         return Affine(self.view.weights, self.view.bias)
@@ -273,11 +271,14 @@ class _Finder:
         views = self._views.get(node.key, [])
         if views and node.key in self._thinned and self._is_solvable(views):
             self._scaled.add(node.outputs[0])
-            found = [self._solvable(view, depth) for view in views]
-            led = [replace(one, lead=self._alive) for one in found if one.view.own]
-            return [[*led, *(one for one in found if not one.view.own)], found] if led else [found]
+            return self._rounds([self._solvable(view, depth) for view in views])
         one = self._scalable(node) if node.outputs[0] else None
         return [[one]] if one else []
+
+    def _rounds(self, found: list[Solvable]) -> list[list[Target]]:
+        """What sees its own states sees those of the original first."""
+        led = [replace(one, lead=self._alive) if one.view.own else one for one in found]
+        return [[*led], [*found]] if any(one.view.own for one in found) else [[*found]]
 
     def _is_solvable(self, views: list[View]) -> bool:
         return all(v.key in self._origins and len(v.columns) <= WIDEST for v in views)
