@@ -50,15 +50,14 @@ def batches(folds: Sequence[Dataset], size: int = BATCH) -> list[Batch]:
 
 
 def sample(
-    values: Mapping[str, Array], at: int, count: int, axes: Mapping[str, int] | None = None
+    values: Mapping[str, Array], names: Iterable[str], at: int, count: int, axes: Mapping[str, int]
 ) -> dict[str, Array]:
-    """One sample's part of each value; the first gets all of a value that has no batch axis.
+    """One sample's part of some values; the first gets all of one that has no batch axis.
 
     Args:
         axes: the batch axis of values in which it is not the first.
     """
-    known = axes or {}
-    return {name: _slice(array, at, count, known.get(name, 0)) for name, array in values.items()}
+    return {name: _slice(values[name], at, count, axes.get(name, 0)) for name in names}
 
 
 def held(values: Mapping[str, Array], name: str, count: int, axes: Mapping[str, int]) -> int:
@@ -238,8 +237,7 @@ def part(
     copy_fields(source.graph, proto.graph, {"node", "initializer", "input", "output", "value_info"})
     proto.graph.node.extend(node.proto for node in nodes)
     for node, made in zip(nodes, proto.graph.node, strict=True):
-        named = [nth(node, slot) for slot in range(len(node.outputs))]
-        for slot, name in enumerate(named):
+        for slot, name in enumerate(names_of(node)):
             made.output[slot] = name if name in outputs else node.outputs[slot]
     proto.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
     inputs = [info for info in source.graph.input if info.name in read]

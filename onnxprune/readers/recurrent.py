@@ -95,15 +95,17 @@ class Cell:
 
     def weight(self, slot: int) -> FloatArray:
         """W or R of the direction, shape (gates * units, inputs or units)."""
-        return self.model.array(self.node.inputs[slot])[self.direction].astype(np.float64)
+        found: FloatArray = self.model.array(self.node.inputs[slot])[self.direction]
+        return found.astype(np.float64)
 
     @cached_property
     def biases(self) -> FloatArray:
         """Shape (2, gates * units): those of W and of R."""
         if not self.node.input(B):
             return np.zeros((2, GATES[self.node.op] * self.hidden))
-        found = self.model.array(self.node.inputs[B])[self.direction].astype(np.float64)
-        return found.reshape(2, -1)
+        stored = self.model.array(self.node.inputs[B])[self.direction]
+        found: FloatArray = stored.astype(np.float64).reshape(2, -1)
+        return found
 
     def x(self, values: Values, at: IntArray) -> Array:
         """The input at some positions, shape (positions, inputs)."""
@@ -201,8 +203,7 @@ class RecurrentView(View):
         return {self.cell.sequence: values[self.cell.sequence][..., stays]}
 
     def count(self, values: Values) -> int:
-        steps, samples = values[self.cell.read[X]].shape[:2]
-        return steps * samples
+        return int(np.prod(values[self.node.inputs[X]].shape[:2]))
 
     def inputs(self, values: Values, at: IntArray, made: Values) -> Array:
         if not self.sum.over_h:
@@ -292,8 +293,8 @@ def _ids(ties: Ties, cell: Cell, slot: int, axis: int) -> IntArray:
     source = ties.sources.get((cell.node.key, slot))
     for one in source.fields if source else ():
         if axis in one.axes and {*one.axes} <= {0, axis} and one.ids.shape[axis] == length:
-            found = one.ids[min(cell.direction, len(one.ids) - 1)].ravel()
-            return found.astype(np.int64)
+            found: IntArray = one.ids[min(cell.direction, len(one.ids) - 1)].astype(np.int64)
+            return found.ravel()
     return np.full(length, -1, np.int64)
 
 

@@ -96,9 +96,10 @@ class Sweep:
             count = len(batch.samples)
             for i, number in enumerate(batch.samples.tolist()):
                 for target, own in zip(part, sums, strict=True):
-                    one, other = (sample(v, i, count, target.axes) for v in values)
-                    most = POSITIONS * held(values[0], target.of_original[0], count, target.axes)
-                    at = positions(target.count(one), self.seed, number, most)
+                    one = sample(values[0], target.of_original, i, count, target.axes)
+                    other = sample(values[1], target.of_pruned, i, count, target.axes)
+                    share = held(values[0], target.of_original[0], count, target.axes)
+                    at = positions(target.count(one), self.seed, number, share * POSITIONS)
                     if len(at):
                         own[batch.fold].add(*target.rows(one, other, at))
         return [[fold.finish() for fold in own] for own in sums]
