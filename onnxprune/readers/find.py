@@ -65,5 +65,5 @@ def axis_ids(ties: Ties, name: str, axis: int, length: int) -> IntArray:
 
 FINDERS: dict[str, Finder] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _linear_views),
-    **dict.fromkeys(("LSTM", "GRU"), recurrent_views),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent_views),
 }

@@ -17,7 +17,7 @@ from onnxprune.readers.stats import Array, FloatArray, IntArray
 from onnxprune.readers.view import Changes, Values, View
 from onnxprune.shape.shapes import Shapes
 
-GATES = {"LSTM": 4, "GRU": 3}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, W, R, B, LENGTHS, STATE = range(6)
 RESET = 1
 """Place of a GRU's reset gate; its candidate is the last."""
@@ -41,7 +41,6 @@ class Sum:
     is_reset: bool = False
 
 
-LSTM = (Sum("", 0, 4),)
 GRU_AFTER = (
     Sum("gates", 0, 2),
     Sum("candidate of x", 2, 3, over_h=False),
@@ -52,7 +51,7 @@ GRU_BEFORE = (Sum("gates", 0, 2), Sum("candidate", 2, 3, is_reset=True))
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One direction of an LSTM or GRU, with positions counted sample by sample."""
+    """One direction of an LSTM, GRU or RNN, with positions counted sample by sample."""
 
     model: Model
     node: Node
@@ -229,7 +228,7 @@ class RecurrentView(View):
 
 
 def recurrent_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Iterator[View]:
-    """The sums of an LSTM or GRU whose weights are its own, over steps that all count."""
+    """The sums of an LSTM, GRU or RNN whose weights are its own, over steps that all count."""
     if not _is_plain(model, shapes, node):
         return
     for direction in range(model.dims(node.inputs[W])[0]):
@@ -244,8 +243,8 @@ def recurrent_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Ite
 
 
 def _sums(node: Node) -> tuple[Sum, ...]:
-    if node.op == "LSTM":
-        return LSTM
+    if node.op != "GRU":
+        return (Sum("", 0, GATES[node.op]),)
     return GRU_AFTER if node.attr("linear_before_reset", 0) else GRU_BEFORE
 
 
