@@ -21,8 +21,9 @@ class RepairReaders(Rewrite):
 
     Readers are solved for by least squares with a pull towards their sliced weights; other
     layers, depthwise ones and norms get the mean and variance of their channels back. What does
-    not become better on held-out samples stays. Grouped convolutions are scaled only; recurrent
-    layers, transposed convolutions and weights that several nodes read are left alone.
+    not become better on held-out samples stays. The gates of an LSTM, GRU or RNN are solved for
+    twice: beside states of the original, then beside those that the repaired cell runs into.
+    Weights that several nodes read are left alone.
     """
 
     name: ClassVar[str] = "repair-readers"

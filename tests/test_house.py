@@ -30,7 +30,7 @@ cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches d
 samples: images dataset columns data metrics
 manager
 verification: compare latency trials outputs sensitivity gates
-readers: stats window view stream find folds frontier
+readers: stats window frontier view recurrent stream find folds
 damage: pooling sums bases obs curves
 repair: solve turned targets sweep
 passes:

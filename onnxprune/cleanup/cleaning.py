@@ -130,15 +130,24 @@ def _adder(model: Model, node: Node, change: FloatArray) -> tuple[int, int] | No
 
 
 def with_weights(model: Model, weights: Mapping[Slot, Array]) -> Model:
-    """A copy of a model in which these uses read other numbers of the same shape."""
+    """A copy of a model in which these uses read other numbers of the same shape.
+
+    An optional input that is left out may be given some: in the type of the node's weight.
+    """
     edit = Edit(model)
-    changed = {key for key, _ in weights}
+    changed: dict[str, list[int]] = {}
+    for key, slot in weights:
+        if isinstance(slot, int):
+            changed.setdefault(key, []).append(slot)
     for node in model.nodes:
         proto = edit.copy(node) if node.key in changed else node.proto
         edit.nodes.append(proto)
-        for slot, name in enumerate(node.inputs):
-            if (node.key, slot) in weights:
-                proto.input[slot] = edit.store(name, weights[node.key, slot], name)
+        for slot in changed.get(node.key, ()):
+            name = node.input(slot)
+            like = name or node.inputs[1]
+            proto.input.extend([""] * (slot + 1 - len(proto.input)))
+            made = edit.store(name or f"{node.key}_input_{slot}", weights[node.key, slot], like)
+            proto.input[slot] = made
     return edit.model()
 
 

@@ -9,8 +9,16 @@ import numpy as np
 
 from onnxprune.damage.pooling import Unpooled, unpooled
 from onnxprune.model.graph import Model
-from onnxprune.readers.frontier import Walk, batches, sample
-from onnxprune.readers.stats import Array, FloatArray, Gatherer, IntArray, Moments, positions
+from onnxprune.readers.frontier import Walk, batches, held, sample
+from onnxprune.readers.stats import (
+    POSITIONS,
+    Array,
+    FloatArray,
+    Gatherer,
+    IntArray,
+    Moments,
+    positions,
+)
 from onnxprune.readers.stream import joined, stream
 from onnxprune.readers.view import LinearView, View, channel_rows
 from onnxprune.samples.dataset import Dataset
@@ -48,23 +56,25 @@ class _Asked:
         own = [self.pool.name] if self.pool else [*self.view.seen, *self.view.given]
         return [*own, *([self.total] if self.total else [])]
 
-    def add(self, values: Mapping[str, Array], fold: int, seed: int, number: int) -> None:
-        """Look at one sample."""
-        seen = self._seen(values, seed, number)
+    def add(
+        self, values: Mapping[str, Array], fold: int, seed: int, number: int, most: int
+    ) -> None:
+        """Look at so many positions of one sample."""
+        seen = self._seen(values, seed, number, most)
         if not len(seen):
             return
         self.gatherers[min(fold, len(self.gatherers) - 1) if len(self.gatherers) > 2
                        else int(fold == 3)].add(seen, seen[:, :0])  # fmt: skip
         if self.total:
             value = values[self.total]
-            at = positions(value.size // value.shape[self.axis], seed, number)
+            at = positions(value.size // value.shape[self.axis], seed, number, most)
             rows = channel_rows(value, self.axis, at)
             self.joined.add(rows, rows)
 
-    def _seen(self, values: Mapping[str, Array], seed: int, number: int) -> Array:
+    def _seen(self, values: Mapping[str, Array], seed: int, number: int, most: int) -> Array:
         if self.pool:
             return self.pool.rows(values, seed, number)
-        at = positions(self.view.count(values), seed, number)
+        at = positions(self.view.count(values), seed, number, most)
         return self.view.inputs(values, at, values)
 
 
@@ -83,9 +93,11 @@ def gather(
     walk = Walk(known, [set()], custom_ops)
     for batch, values in zip(known, walk.step(model, names), strict=True):
         for i, number in enumerate(batch.samples.tolist()):
-            own = sample(values, i, len(batch.samples))
             for one in asked:
-                one.add(own, batch.fold, seed, number)
+                axes, count = one.view.axes, len(batch.samples)
+                own = sample(values, one.names, i, count, axes)
+                most = POSITIONS * held(values, one.names[0], count, axes)
+                one.add(own, batch.fold, seed, number, most)
     walk.shelf.close()
     return {one.view.key: made for one in asked if (made := _finish(one)) is not None}
 

@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.cleanup.linear import linear
 from onnxprune.identity.ties import Ties
 from onnxprune.model.graph import Model, Node
+from onnxprune.readers.recurrent import recurrent_views
 from onnxprune.readers.stats import IntArray
 from onnxprune.readers.view import LinearView, View
 from onnxprune.shape.shapes import Shapes
@@ -62,6 +63,7 @@ def axis_ids(ties: Ties, name: str, axis: int, length: int) -> IntArray:
     return np.full(length, -1, np.int64)
 
 
-FINDERS: dict[str, Finder] = dict.fromkeys(
-    ("Conv", "ConvTranspose", "Gemm", "MatMul"), _linear_views
-)
+FINDERS: dict[str, Finder] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _linear_views),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent_views),
+}

@@ -6,7 +6,7 @@ each part starts from the values that the part before it left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,16 +49,33 @@ def batches(folds: Sequence[Dataset], size: int = BATCH) -> list[Batch]:
     return found
 
 
-def sample(values: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
-    """One sample's part of each value; the first gets all of a value that has no batch axis."""
-    return {name: _slice(array, at, count) for name, array in values.items()}
+def sample(
+    values: Mapping[str, Array], names: Iterable[str], at: int, count: int, axes: Mapping[str, int]
+) -> dict[str, Array]:
+    """One sample's part of some values; the first gets all of one that has no batch axis.
+
+    Args:
+        axes: the batch axis of values in which it is not the first.
+    """
+    return {name: _slice(values[name], at, count, axes.get(name, 0)) for name in names}
 
 
-def _slice(array: Array, at: int, count: int) -> Array:
-    each = len(array) // count if array.ndim and len(array) % count == 0 else 0
+def held(values: Mapping[str, Array], name: str, count: int, axes: Mapping[str, int]) -> int:
+    """How many samples the first part of a value holds: all where it has no batch axis."""
+    return 1 if _each(values[name], count, axes.get(name, 0)) else count
+
+
+def _slice(array: Array, at: int, count: int, axis: int) -> Array:
+    each = _each(array, count, axis)
     if not each:
         return array if at == 0 or not array.ndim else array[:0]
-    return array[at * each : (at + 1) * each]
+    found: Array = array[(slice(None),) * axis + (slice(at * each, (at + 1) * each),)]
+    return found
+
+
+def _each(array: Array, count: int, axis: int) -> int:
+    """Positions of a sample along the batch axis; 0 where that is none."""
+    return array.shape[axis] // count if array.ndim and array.shape[axis] % count == 0 else 0
 
 
 class Shelf:
@@ -138,10 +155,15 @@ class Walk:
     _done: set[str] = field(default_factory=set)
     """Keys of nodes that ran."""
 
-    def step(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    def step(
+        self, model: Model, names: Sequence[str], again: Collection[str] = ()
+    ) -> Iterator[dict[str, Array]]:
         """Values of each batch, in order; the model may have other weights behind what ran.
 
         The values that nothing asks for later are forgotten once the last batch is through.
+
+        Args:
+            again: keys of nodes whose outputs are looked at only: a later step runs them again.
         """
         if self.later:
             self.later.pop(0)
@@ -149,8 +171,9 @@ class Walk:
         known = shelved | {*model.input_names}
         wanted = [n for n in dict.fromkeys(names) if n not in known]
         nodes = needed(model, wanted, known)
-        made = {out for node in nodes for out in node.outputs if out}
-        self._done |= {node.key for node in nodes}
+        done = [node for node in nodes if node.key not in again]
+        made = {name for node in done for name in names_of(node)}
+        self._done |= {node.key for node in done}
         kept = self._still_read(model, made | shelved)
         outputs = [*dict.fromkeys([*wanted, *sorted(kept & made)])]
         run, read = None, {*names}
@@ -184,11 +207,21 @@ def _read(node: Node) -> set[str]:
     return {*filter(None, node.inputs), *inner}
 
 
+def nth(node: Node, slot: int) -> str:
+    """What an output is called; one that the node does not hand out can be asked for, too."""
+    return node.outputs[slot] or f"{node.key}/output {slot}"
+
+
+def names_of(node: Node) -> list[str]:
+    """What all outputs are called."""
+    return [nth(node, slot) for slot in range(len(node.outputs))]
+
+
 def needed(model: Model, names: Iterable[str], known: set[str]) -> list[Node]:
     """Nodes that make these values from known ones, in order."""
     wanted, found = set(names), []
     for node in reversed(model.nodes):
-        if wanted.intersection(node.outputs):
+        if wanted.intersection(names_of(node)):
             wanted |= _read(node) - known
             found.append(node)
     return found[::-1]
@@ -203,6 +236,9 @@ def part(
     copy_fields(source, proto, {"graph"})
     copy_fields(source.graph, proto.graph, {"node", "initializer", "input", "output", "value_info"})
     proto.graph.node.extend(node.proto for node in nodes)
+    for node, made in zip(nodes, proto.graph.node, strict=True):
+        for slot, name in enumerate(names_of(node)):
+            made.output[slot] = name if name in outputs else node.outputs[slot]
     proto.graph.initializer.extend(t for t in source.graph.initializer if t.name in read)
     inputs = [info for info in source.graph.input if info.name in read]
     proto.graph.input.extend(inputs)

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.cleanup.cleaning import add_biases, with_weights
 from onnxprune.cleanup.linear import Linear
+from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Slot
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.stats import Array, FloatArray, IntArray
@@ -34,11 +35,16 @@ class Changes:
     """What nodes must add, by key."""
     linear: dict[str, Linear] = field(default_factory=dict)
 
-    def array(self, node: Node, slot: int) -> Array:
-        """The numbers of an initializer, to be changed in place."""
+    def array(self, node: Node, slot: int, absent: tuple[int, ...] = ()) -> Array:
+        """The numbers of an initializer, to be changed in place.
+
+        Args:
+            absent: shape of the zeros that stand for an input that is left out.
+        """
         found = self.arrays.get((node.key, slot))
         if found is None:
-            found = self.model.array(node.inputs[slot]).astype(np.float64)
+            name = node.input(slot)
+            found = self.model.array(name).astype(np.float64) if name else np.zeros(absent)
             self.arrays[node.key, slot] = found
         return found
 
@@ -92,6 +98,29 @@ class View:
     def given(self) -> tuple[str, ...]:
         """Values that tell what it gives."""
         raise NotImplementedError
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """The batch axis of what is seen and given, where it is not the first."""
+        return {}
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Values of `seen` that the node itself makes: its states."""
+        return ()
+
+    def within(self, live: Model) -> View:
+        """The view in a model with other weights, where what is seen depends on them."""
+        return self
+
+    def led(self, values: Values, alive: BoolArray) -> Values:
+        """States as they should be in a cut net: those of the original, less what went.
+
+        Args:
+            values: of the original.
+            alive: shape (identities,).
+        """
+        return {}
 
     def count(self, values: Values) -> int:
         """Positions in what it gives."""

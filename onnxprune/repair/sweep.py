@@ -18,8 +18,8 @@ from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_views
-from onnxprune.readers.frontier import Batch, Walk, batches, sample
-from onnxprune.readers.stats import Array, Gatherer, Moments, positions
+from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
+from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
 from onnxprune.repair.solve import Affine, Repair, repair
 from onnxprune.repair.targets import Scalable, Solvable, Target, targets
@@ -95,15 +95,18 @@ class Sweep:
         self, part: Sequence[Target], walks: list[Walk], changes: Changes, known: list[Batch]
     ) -> None:
         live = changes.apply()
+        now = [target.within(live) for target in part]
         before = walks[0].step(self.original, _names(part, "of_original"))
-        after = walks[1].step(live, _names(part, "of_pruned"))
-        for target, folds in zip(part, self._gather(part, before, after, known), strict=True):
+        again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.view.own}
+        after = walks[1].step(live, _names(part, "of_pruned"), again)
+        for target, folds in zip(part, self._gather(now, before, after, known), strict=True):
             found = repair(
-                folds, target.sliced(), may_solve=target.is_full, joins=target.joins
+                folds, target.sliced(), may_solve=target.is_full, joins=target.may_shrink
             )
-            self.done[target.key] = found
             if found.kind == "sliced" and not target.is_moved:
+                self.done.setdefault(target.key, found)
                 continue
+            self.done[target.key] = found
             target.write(changes, found.line)
             if isinstance(target, Scalable):  # it ran with the old numbers
                 walks[1].shelf.change(target.out, partial(_scaled, target.axis, found.line))
@@ -118,10 +121,13 @@ class Sweep:
         """Moments of each target and fold."""
         sums = [[Gatherer(t.is_full) for _ in self.folds] for t in part]
         for batch, *values in zip(known, before, after, strict=True):
+            count = len(batch.samples)
             for i, number in enumerate(batch.samples.tolist()):
-                one, other = (sample(v, i, len(batch.samples)) for v in values)
                 for target, own in zip(part, sums, strict=True):
-                    at = positions(target.count(one), self.seed, number)
+                    one = sample(values[0], target.of_original, i, count, target.axes)
+                    other = sample(values[1], target.of_pruned, i, count, target.axes)
+                    share = held(values[0], target.of_original[0], count, target.axes)
+                    at = positions(target.count(one), self.seed, number, share * POSITIONS)
                     if len(at):
                         own[batch.fold].add(*target.rows(one, other, at))
         return [[fold.finish() for fold in own] for own in sums]

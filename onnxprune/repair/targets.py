@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class Target:
         raise NotImplementedError
 
     @property
-    def joins(self) -> bool:
-        """True where what it gives joins a stream."""
+    def may_shrink(self) -> bool:
+        """True where the least error is worth more than the variance."""
         return False
 
     @property
@@ -51,6 +52,11 @@ class Target:
     def of_pruned(self) -> tuple[str, ...]:
         """Values of the pruned net that are looked at."""
         raise NotImplementedError
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """The batch axis of these values, where it is not the first."""
+        return {}
 
     def count(self, before: Mapping[str, Array]) -> int:
         """Positions in one sample."""
@@ -66,6 +72,10 @@ class Target:
     def is_moved(self) -> bool:
         """True where it is to be stored even if nothing better is found."""
         return False
+
+    def within(self, live: Model) -> Target:
+        """The same with the weights of now, where what it sees depends on them."""
+        return self
 
     def sliced(self) -> Affine:
         """What it computes before anything is fitted."""
@@ -89,6 +99,9 @@ class Solvable(Target):
     """The sum it joins: what is missing there is what it can make up."""
     turned: Turned | None = None
     """Where heads beside it keep directions instead of channels."""
+    lead: BoolArray | None = None
+    """Which identities are alive, shape (identities,), where states of the original are to take
+    the place of the pruned net's: those it has before its cells are repaired tell little."""
 
     @property
     def key(self) -> str:
@@ -99,10 +112,6 @@ class Solvable(Target):
         return True
 
     @property
-    def joins(self) -> bool:
-        return self.stream is not None
-
-    @property
     def of_original(self) -> tuple[str, ...]:
         more = () if self.stream is None else (self.stream.total,)
         return (*self.origin.given, *more)
@@ -110,7 +119,16 @@ class Solvable(Target):
     @property
     def of_pruned(self) -> tuple[str, ...]:
         more = () if self.stream is None else (self.stream.other,)
-        return (*self.view.seen, *more)
+        led = () if self.lead is None else self.view.own
+        return (*(name for name in self.view.seen if name not in led), *more)
+
+    @property
+    def may_shrink(self) -> bool:
+        return self.stream is not None or bool(self.view.own)
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        return {**self.origin.axes, **self.view.axes}
 
     def count(self, before: Mapping[str, Array]) -> int:
         return self.origin.count(before)
@@ -118,6 +136,8 @@ class Solvable(Target):
     def rows(
         self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
     ) -> tuple[Array, Array]:
+        if self.lead is not None:
+            after = {**after, **self.origin.led(before, self.lead)}
         seen = self.view.inputs(after, at, before)
         if self.stream is None:
             given = self.origin.outputs(before, at)
@@ -129,6 +149,9 @@ class Solvable(Target):
     @property
     def is_moved(self) -> bool:
         return self.turned is not None
+
+    def within(self, live: Model) -> Target:
+        return replace(self, view=self.view.within(live))
 
     def sliced(self) -> Affine:
         return self.turned.start if self.turned else Affine(self.view.weights, self.view.bias)
@@ -230,11 +253,11 @@ def targets(
     waves: dict[int, list[Target]] = {}
     for node in cut.nodes:
         here = max((depth.get(n, 0) for n in (*node.inputs, *_captured(node))), default=0)
-        found = finder.of(node, depth)
-        for one in found:
+        rounds = finder.of(node, depth)
+        for one in chain.from_iterable(rounds):
             if isinstance(one, Solvable) and one.stream is not None:
                 here = max(here, depth[one.stream.other])
-        if found:
+        for found in rounds:
             waves.setdefault(here, []).extend(found)
             here += 1
         depth.update(dict.fromkeys(node.outputs, here))
@@ -262,22 +285,27 @@ class _Finder:
         }
         self._scaled = set[str]()
 
-    def of(self, node: Node, depth: Mapping[str, int]) -> list[Target]:
-        """The targets of a node."""
-        if node.key not in self._original.producer or not node.outputs[0]:
+    def of(self, node: Node, depth: Mapping[str, int]) -> list[list[Target]]:
+        """The targets of a node, round by round."""
+        if node.key not in self._original.producer:
             return []
         views = self._views.get(node.key, [])
         is_cut = node.key in self._thinned or any(v.key in self._turns for v in views)
         if views and is_cut and self._is_solvable(views):
             self._scaled.add(node.outputs[0])
-            return [self._solvable(view, depth) for view in views]
-        one = self._scalable(node)
-        return [one] if one else []
+            return self._rounds([self._solvable(view, depth) for view in views])
+        one = self._scalable(node) if node.outputs[0] else None
+        return [[one]] if one else []
+
+    def _rounds(self, found: list[Solvable]) -> list[list[Target]]:
+        """What sees its own states sees those of the original first."""
+        led = [replace(one, lead=self._alive) if one.view.own else one for one in found]
+        return [[*led], [*found]] if any(one.view.own for one in found) else [[*found]]
 
     def _is_solvable(self, views: list[View]) -> bool:
         return all(v.key in self._origins and len(v.columns) <= WIDEST for v in views)
 
-    def _solvable(self, view: View, depth: Mapping[str, int]) -> Target:
+    def _solvable(self, view: View, depth: Mapping[str, int]) -> Solvable:
         origin = self._origins[view.key]
         kept = np.where(origin.rows >= 0, self._alive[origin.rows], True)
         found = stream(self._cut, self._shapes, view)
