@@ -32,10 +32,8 @@ def find_views(model: Model, shapes: Shapes, ties: Ties) -> dict[str, View]:
 
 def _linear_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Iterator[View]:
     """A layer whose weights nothing else reads; a depthwise one sums over nothing."""
-    view = linear(model, shapes, node)
-    if view is None or len(model.consumers[node.inputs[1]]) > 1:
-        return
-    if node.inputs[1] in model.captured or node.attr("output_shape"):
+    view = linear(model, shapes, node, looks_through=True)
+    if view is None or view.is_shared or node.attr("output_shape"):
         return
     groups, outputs, inputs, taps = view.weights.shape
     if groups > 1 and inputs == 1:

@@ -290,9 +290,8 @@ class _Finder:
     def _scalable(self, node: Node) -> Target | None:
         view = None
         if node.op in ("Conv", "Gemm", "MatMul") and not node.domain:
-            view = linear(self._cut, self._shapes, node)
-            shared = len(self._cut.consumers.get(node.inputs[1], ())) > 1
-            if view is None or shared or node.inputs[1] in self._cut.captured:
+            view = linear(self._cut, self._shapes, node, looks_through=True)
+            if view is None or view.is_shared:
                 return None
         elif not self._is_norm(node) or node.inputs[0] in self._scaled:
             return None
