@@ -38,8 +38,9 @@ class Code:
         return found
 
     def integers(self, numbers: Array) -> FloatArray:
-        """The nearest integers, as floats."""
-        scaled = numbers.astype(np.float64) / self._along(self.scale, numbers.ndim)
+        """The nearest integers, as floats; divided as kernels do, which decides what is half."""
+        kind = np.promote_types(self.stored, np.float32)
+        scaled = numbers.astype(kind) / self._along(self.scale, numbers.ndim).astype(kind)
         found: FloatArray = np.rint(scaled) + self._along(self.zero, numbers.ndim)
         return found.clip(*self._limits)
 
