@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.cleanup.linear import linear
+from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Ties
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.stats import IntArray
@@ -20,7 +22,7 @@ def find_views(model: Model, shapes: Shapes, ties: Ties) -> dict[str, View]:
     """Every reader of a model by its key, in the order of the graph.
 
     Args:
-        ties: of the original; in a cut model only keys, weights and values are meant to be used.
+        ties: of the model.
     """
     found = {}
     for node in model.nodes:
@@ -28,6 +30,32 @@ def find_views(model: Model, shapes: Shapes, ties: Ties) -> dict[str, View]:
         for view in finder(model, shapes, ties, node) if finder else ():
             found[view.key] = view
     return found
+
+
+def find_cut_views(
+    model: Model, shapes: Shapes, ties: Ties, origins: Mapping[str, View], stays: BoolArray
+) -> dict[str, View]:
+    """Readers of a cut model by the keys they had: groups that are gone do not count.
+
+    Their rows and columns are none of the original's: weights and values are what they are for.
+
+    Args:
+        ties, origins: of the original.
+        stays: shape (identities,).
+    """
+    before, after = dict[str, list[View]](), dict[str, list[View]]()
+    for view in origins.values():
+        if ((view.rows < 0) | stays[view.rows]).any():
+            before.setdefault(view.node.key, []).append(view)
+    for view in find_views(model, shapes, ties).values():
+        after.setdefault(view.node.key, []).append(view)
+    pairs = (
+        (origin, view)
+        for key, views in after.items()
+        if len(views) == len(before.get(key, ()))
+        for origin, view in zip(before[key], views, strict=True)
+    )
+    return {origin.key: replace(view, label=origin.label) for origin, view in pairs}
 
 
 def _linear_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Iterator[View]:
