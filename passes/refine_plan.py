@@ -11,11 +11,12 @@ from onnxprune.cutting.cut import Cut, cut
 from onnxprune.damage.curves import Study
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import State
+from onnxprune.model.graph import Model
 from onnxprune.passes.make_plan import MakePlan
 from onnxprune.planning.damage import Damage
 from onnxprune.planning.plan import Plan
 from onnxprune.planning.scores import Scores
-from onnxprune.readers.find import find_views
+from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.folds import folds
 from onnxprune.readers.view import View
 from onnxprune.repair.sweep import repaired
@@ -57,7 +58,7 @@ class RefinePlan(MakePlan):
             state.subject, made, dims, plan.alive, parts, state.seed, self.custom_ops
         )
         alive = plan.alive[dims.of]
-        views = _known(state, dims, made, alive, find_views(repaired_, made.first, dims.ties))
+        views = _known(state, dims, made, alive, repaired_)
         study = Study(repaired_, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
                       views)  # fmt: skip
         found = study.run()
@@ -69,16 +70,19 @@ class RefinePlan(MakePlan):
 
 
 def _known(
-    state: State, dims: Dims, made: Cut, alive: BoolArray, views: dict[str, View]
+    state: State, dims: Dims, made: Cut, alive: BoolArray, live: Model
 ) -> dict[str, View]:
-    """Views of a cut model whose inputs are known by their identities in the original."""
+    """Views of a repaired cut whose inputs are known by their identities in the original."""
     origins = find_views(state.model, state.subject.shapes[0], dims.ties)
-    sliced = find_views(made.model, made.first, dims.ties)
+    sliced, views = (
+        find_cut_views(model, made.first, dims.ties, origins, alive)
+        for model in (made.model, live)
+    )
     found = {}
     for key, view in views.items():
-        origin = origins.get(key)
-        if origin is None or key not in sliced:
+        if key not in sliced:
             continue
+        origin = origins[key]
         rows = np.where(origin.rows >= 0, alive[origin.rows], True)
         columns = np.where(origin.columns >= 0, alive[origin.columns], True)
         expected = origin.weights[np.ix_(rows, columns)]

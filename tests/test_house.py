@@ -26,7 +26,8 @@ rules:
 planning: weights scores terms lengths cost damage plan refusal planner allocate
 cutting: compact assemble cut proof oracle
 records: untrusted planrecord planfile tensorfile checkpoint
-cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches duplicates
+cleanup: known codes weight
+cleanup: linear knowledge deduce_moves deduce liveness cleaning branches duplicates
 samples: images dataset columns data metrics
 manager
 verification: compare latency trials outputs sensitivity gates

@@ -167,11 +167,14 @@ class Edit:
 
     def store(self, name: str, values: Array, like: str) -> str:
         """Numbers in the type of an initializer; they take its name where nothing else reads it."""
-        tensor = self.source.initializers[like]
+        return self.store_as(name, values, self.source.initializers[like].data_type)
+
+    def store_as(self, name: str, values: Array, kind: int) -> str:
+        """Numbers in an element type, under a name of their own or one that is used once."""
         alone = len(self.source.consumers.get(name, ())) == 1 and name not in self.source.captured
         if name not in self.source.initializers or not alone:
             name = self.unused(name)
-        self.arrays[name] = values.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        self.arrays[name] = values.astype(helper.tensor_dtype_to_np_dtype(kind))
         return name
 
     def unused(self, name: str) -> str:
@@ -184,16 +187,16 @@ class Edit:
 
     def add_bias(self, node: Node, view: Linear, change: FloatArray) -> None:
         """The node with more in its bias, or with an Add behind it where it has none."""
-        proto, weight = self.copy(node), node.inputs[1]
+        proto = self.copy(node)
         self.nodes.append(proto)
         if node.op == "MatMul":
-            self._add_behind(proto, change, weight)
+            self._add_behind(proto, change, view.weight.kind)
             return
         old, total = node.input(2), change / view.beta
         if old:
             had = self.source.array(old).astype(np.float64)
             total = (had + total).reshape(had.shape if had.size == total.size else -1)
-        name = self.store(old or f"{node.outputs[0]}_bias", total, weight)
+        name = self.store_as(old or f"{node.outputs[0]}_bias", total, view.weight.kind)
         del proto.input[2:]
         proto.input.append(name)
 
@@ -204,9 +207,9 @@ class Edit:
         proto.input[slot] = self.store(old, total, old)
         self.nodes.append(proto)
 
-    def _add_behind(self, proto: NodeProto, change: FloatArray, weight: str) -> None:
+    def _add_behind(self, proto: NodeProto, change: FloatArray, kind: int) -> None:
         out = proto.output[0]
-        name = self.store(f"{out}_bias", change, weight)
+        name = self.store_as(f"{out}_bias", change, kind)
         proto.output[0] = self.unused(f"{out}_product")
         made = helper.make_node("Add", [proto.output[0], name], [out], name=f"{out}_add")
         self.nodes.append(made)

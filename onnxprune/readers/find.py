@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.cleanup.linear import linear
+from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Ties
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.recurrent import recurrent_views
@@ -21,7 +23,7 @@ def find_views(model: Model, shapes: Shapes, ties: Ties) -> dict[str, View]:
     """Every reader of a model by its key, in the order of the graph.
 
     Args:
-        ties: of the original; in a cut model only keys, weights and values are meant to be used.
+        ties: of the model.
     """
     found = {}
     for node in model.nodes:
@@ -31,12 +33,36 @@ def find_views(model: Model, shapes: Shapes, ties: Ties) -> dict[str, View]:
     return found
 
 
+def find_cut_views(
+    model: Model, shapes: Shapes, ties: Ties, origins: Mapping[str, View], stays: BoolArray
+) -> dict[str, View]:
+    """Readers of a cut model by the keys they had: groups that are gone do not count.
+
+    Their rows and columns are none of the original's: weights and values are what they are for.
+
+    Args:
+        ties, origins: of the original.
+        stays: shape (identities,).
+    """
+    before, after = dict[str, list[View]](), dict[str, list[View]]()
+    for view in origins.values():
+        if ((view.rows < 0) | stays[view.rows]).any():
+            before.setdefault(view.node.key, []).append(view)
+    for view in find_views(model, shapes, ties).values():
+        after.setdefault(view.node.key, []).append(view)
+    pairs = (
+        (origin, view)
+        for key, views in after.items()
+        if len(views) == len(before.get(key, ()))
+        for origin, view in zip(before[key], views, strict=True)
+    )
+    return {origin.key: replace(view, label=origin.label) for origin, view in pairs}
+
+
 def _linear_views(model: Model, shapes: Shapes, ties: Ties, node: Node) -> Iterator[View]:
     """A layer whose weights nothing else reads; a depthwise one sums over nothing."""
-    view = linear(model, shapes, node)
-    if view is None or len(model.consumers[node.inputs[1]]) > 1:
-        return
-    if node.inputs[1] in model.captured or node.attr("output_shape"):
+    view = linear(model, shapes, node, looks_through=True)
+    if view is None or view.is_shared or node.attr("output_shape"):
         return
     groups, outputs, inputs, taps = view.weights.shape
     if groups > 1 and inputs == 1:

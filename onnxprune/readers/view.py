@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.cleanup.cleaning import add_biases, with_weights
 from onnxprune.cleanup.linear import Linear
+from onnxprune.cleanup.weight import stored, weight
 from onnxprune.identity.dims import BoolArray
 from onnxprune.identity.ties import Slot
 from onnxprune.model.graph import Model, Node
@@ -30,21 +31,24 @@ class Changes:
 
     model: Model
     arrays: dict[Slot, Array] = field(default_factory=dict)
-    """In float64, in the layout of the initializer."""
+    """In float64, as the node sees them."""
     biases: dict[str, FloatArray] = field(default_factory=dict)
     """What nodes must add, by key."""
     linear: dict[str, Linear] = field(default_factory=dict)
 
     def array(self, node: Node, slot: int, absent: tuple[int, ...] = ()) -> Array:
-        """The numbers of an initializer, to be changed in place.
+        """The numbers that a node sees, to be changed in place.
 
         Args:
             absent: shape of the zeros that stand for an input that is left out.
         """
         found = self.arrays.get((node.key, slot))
-        if found is None:
-            name = node.input(slot)
-            found = self.model.array(name).astype(np.float64) if name else np.zeros(absent)
+        if found is None and not node.input(slot):
+            found = np.zeros(absent)
+        elif found is None:
+            seen = weight(self.model, node.inputs[slot])
+            assert seen is not None, "a view was made of it"
+            found = seen.values.astype(np.float64)
             self.arrays[node.key, slot] = found
         return found
 
@@ -58,8 +62,14 @@ class Changes:
         """The changed model; the model itself where nothing is."""
         if not (self.arrays or self.biases):
             return self.model
-        made = with_weights(self.model, self.arrays)
-        return add_biases(made, self.linear, self.biases)
+        arrays, biases = dict(self.arrays), dict(self.biases)
+        for key, view in self.linear.items():
+            bias = view.bias_weight
+            if bias is not None and bias.steps:
+                total = (view.bias + biases.pop(key)) / view.beta
+                arrays[key, 2] = total.reshape((*bias.dims[:-1], -1))
+        made = with_weights(self.model, stored(self.model, arrays))
+        return add_biases(made, self.linear, biases)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +198,7 @@ class LinearView(View):
         if "Conv" not in self.node.op:
             return value.reshape(-1, value.shape[-1])[at]
         out = made[self.given[0]].shape[2:]
-        kernel = self.linear.model.dims(self.node.inputs[1])[2:]
+        kernel = self.linear.weight.dims[2:]
         frame, area = window(self.node, kernel, value.shape[2:]), int(np.prod(out))
         images = at // area
         found = [

@@ -17,7 +17,7 @@ from onnxprune.cutting.cut import Cut
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
-from onnxprune.readers.find import find_views
+from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
 from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
@@ -53,7 +53,7 @@ def repaired(
     """
     model, known = original.model, original.shapes[0]
     views = find_views(model, known, dims.ties)
-    cut = find_views(made.model, made.first, dims.ties)
+    cut = find_cut_views(made.model, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
     waves = targets(model, made.model, made.first, dims, alive[dims.of], known, turns)
     sweep = Sweep(model, made.model, folds, seed, custom_ops)

@@ -12,7 +12,7 @@ from onnxprune.cleanup.linear import Linear, linear
 from onnxprune.cutting.compact import Take, takes
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.model.graph import Model, Node, bodies, free_names
-from onnxprune.readers.find import find_views
+from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.stats import Array, FloatArray, IntArray
 from onnxprune.readers.stream import Stream, stream
 from onnxprune.readers.view import Changes, View, channel_rows
@@ -275,9 +275,9 @@ class _Finder:
         self._original, self._cut, self._shapes, self._known = original, cut, shapes, known
         self._dims, self._alive = dims, alive
         self._views: dict[str, list[View]] = {}
-        for view in find_views(cut, shapes, dims.ties).values():
-            self._views.setdefault(view.node.key, []).append(view)
         self._origins = find_views(original, known, dims.ties)
+        for view in find_cut_views(cut, shapes, dims.ties, self._origins, alive).values():
+            self._views.setdefault(view.node.key, []).append(view)
         self._thinned = {
             reader.key
             for reader in dims.ties.readers
@@ -318,9 +318,8 @@ class _Finder:
     def _scalable(self, node: Node) -> Target | None:
         view = None
         if node.op in ("Conv", "Gemm", "MatMul") and not node.domain:
-            view = linear(self._cut, self._shapes, node)
-            shared = len(self._cut.consumers.get(node.inputs[1], ())) > 1
-            if view is None or shared or node.inputs[1] in self._cut.captured:
+            view = linear(self._cut, self._shapes, node, looks_through=True)
+            if view is None or view.is_shared:
                 return None
         elif not self._is_norm(node) or node.inputs[0] in self._scaled:
             return None

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 import onnxprune
 from onnxprune.backend.runtime import session
-from onnxprune.repair import sweep
+from onnxprune.readers import frontier
 from onnxprune.verification import trials
 from tests.builder import Builder
 
@@ -67,13 +67,59 @@ def test_bytes_do_not_depend_on_the_batches(
     np.savez(tmp_path / "data.npz", **data)
     made = []
     for size in (3, 16, 16):
-        monkeypatch.setattr(sweep, "data_trials", lambda d, n=size: trials.data_trials(d, n))
+        monkeypatch.setattr(
+            frontier, "data_trials", lambda d, _, n=size: trials.data_trials(d, n)
+        )
         found = onnxprune.prune(
             model, data=tmp_path / "data.npz", target={"macs": 0.6}, **OFF
         ).model
         assert found is not None
         made.append(found.SerializeToString())
     assert made[0] == made[1] == made[2]
+
+
+def quantised(seed: int = 0) -> tuple[ModelProto, dict[str, Any]]:
+    """Convolutions in integers around activations in integers, and samples of few dimensions."""
+    b = Builder(seed)
+    x = activations(b, "x", 0.05)
+    for inputs, outputs, size in ((3, 16, 3), (16, 24, 1), (24, 5, 3)):
+        scale = b.rng.uniform(0.002, 0.004, outputs).astype(np.float32)
+        ints = b.add(b.rng.integers(-127, 128, (outputs, inputs, size, size)), np.int8)
+        w = b.node("DequantizeLinear", ints, b.add(scale), axis=0)
+        more = b.add(b.rng.integers(-900, 900, outputs), np.int32)
+        bias = b.node("DequantizeLinear", more, b.add(scale * np.float32(0.05)), axis=0)
+        x = activations(b, b.node("Relu", b.node("Conv", x, w, bias)), 0.05)
+    y = b.node("GlobalAveragePool", x)
+    data = b.rng.standard_normal((120, 2)) @ b.rng.standard_normal((2, 3 * 7 * 7))
+    given = {"x": data.reshape(-1, 3, 7, 7).astype(np.float32)}
+    return b.model({"x": ["n", 3, 7, 7]}, {y: ["n", 5, 1, 1]}), given
+
+
+def activations(b: Builder, x: str, scale: float) -> str:
+    """A value in 8 bits, as exporters put it around every layer."""
+    code = b.add(scale), b.add(100, np.uint8)
+    return b.node("DequantizeLinear", b.node("QuantizeLinear", x, *code), *code)
+
+
+def test_a_quantised_net_comes_closer_in_its_own_types(tmp_path: Path) -> None:
+    """Weights stay integers; kernels that sum integers give what was fitted, too."""
+    model, data = quantised()
+    np.savez(tmp_path / "data.npz", **data)
+    off, kinds = {}, {}
+    for repair in (False, True):
+        made = onnxprune.prune(
+            model, data=tmp_path / "data.npz", target={"macs": 0.5}, repair=repair, **OFF
+        ).model
+        assert made is not None
+        ours, plain, fused = (
+            session(m, optimize=o).run(data)[0]
+            for m, o in ((model, False), (made, False), (made, True))
+        )
+        off[repair] = float(np.square(ours - plain).sum() / np.square(ours).sum())
+        assert np.abs(plain - fused).max() < 0.05 * np.abs(ours).max()
+        kinds[repair] = sorted(tensor.data_type for tensor in made.graph.initializer)
+    assert off[True] < off[False] / 4
+    assert kinds[True] == kinds[False]
 
 
 def test_every_kind_of_layer_comes_closer(tmp_path: Path) -> None:

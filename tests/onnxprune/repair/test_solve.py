@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune.readers.stats import Moments, moments
 from onnxprune.repair.solve import SCALES, Affine, best_pull, repair, restored
-from onnxprune.repair.stats import Moments, moments
 
 
 def drawn(seed: int, rows: int, noise: float) -> tuple[Moments, Moments, Affine]:
@@ -28,7 +28,7 @@ def test_a_repaired_reader_is_never_worse_than_the_sliced_one(
 ) -> None:
     """On the samples that decide; where nothing helps, the sliced reader stays."""
     fit, decide, sliced = drawn(seed, rows, noise)
-    found = repair(fit, decide, sliced, may_solve=True)
+    found = repair([fit, decide], sliced, may_solve=True)
     assert found.line.error(decide) == found.after <= found.before == sliced.error(decide)
     if found.kind == "sliced":
         assert found.line is sliced
@@ -62,8 +62,8 @@ def test_noise_asks_for_a_stronger_pull() -> None:
         return moments(a, a @ weights.T + noise * rng.standard_normal((rows, 4)), is_full=True)
 
     sliced = Affine(weights + 0.1, np.zeros(4))
-    clean = best_pull(half(500, 0.01), half(500, 0.01), sliced)
-    noisy = best_pull(half(25, 5.0), half(200, 5.0), sliced)
+    clean = best_pull([half(500, 0.01), half(500, 0.01)], sliced)
+    noisy = best_pull([half(25, 5.0), half(200, 5.0)], sliced)
     assert clean is not None
     assert noisy is not None
     assert clean < noisy
@@ -73,5 +73,5 @@ def test_numbers_that_are_not_finite_repair_nothing() -> None:
     """An overflow in the net is no reason to break it further."""
     fit, decide, sliced = drawn(0, 10, 0.0)
     broken = moments(np.full((1, 6), np.inf), np.zeros((1, 4)), is_full=True)
-    assert repair(broken, decide, sliced, may_solve=True).kind == "sliced"
-    assert repair(fit, broken, sliced, may_solve=True).kind == "sliced"
+    assert repair([broken, decide], sliced, may_solve=True).kind == "sliced"
+    assert repair([fit, broken], sliced, may_solve=True).kind == "sliced"

@@ -1,0 +1,62 @@
+"""The residual sum that a reader's output joins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.backend.runtime import session
+from onnxprune.model.graph import Model
+from onnxprune.readers.find import find_views
+from onnxprune.readers.frontier import part
+from onnxprune.readers.stream import Stream, joined, stream
+from onnxprune.readers.view import channel_rows
+from tests.builder import Builder
+from tests.oracle import Followed, flow_of
+
+
+def residual(kind: str) -> tuple[Followed, str]:
+    """A stream that a convolution adds to, and the key of it."""
+    b = Builder(0)
+    x = b.node("Conv", "x", b.weight(4, 3, 1, 1))
+    h = last = b.node("Conv", b.node("Relu", x), b.weight(4, 4, 3, 3), pads=[1, 1, 1, 1])
+    if kind == "norm":
+        rest = [b.weight(4), b.weight(4), b.weight(4), b.add(np.full(4, 0.7))]
+        h = b.node("BatchNormalization", b.node("Add", h, b.weight(4, 1, 1)), *rest)
+    if kind == "elsewhere":
+        h = b.node("Relu", h)
+    if kind == "moved":
+        h = b.node("Transpose", h, perm=[0, 1, 3, 2])
+    total = b.node("Add", x, h)
+    y = b.node("Relu", total)
+    return flow_of(b.model({"x": ["n", 3, 5, 5]}, {y: ["n", 4, 5, 5]})), last
+
+
+def of(found: Followed, key: str) -> tuple[Stream | None, str]:
+    """The stream of a reader, and the sum it joins somehow."""
+    view = find_views(found.model, found.shapes[0], found.dims.ties)[key]
+    return stream(found.model, found.shapes[0], view), joined(found.model, view)
+
+
+@pytest.mark.parametrize("kind", ["plain", "norm"])
+def test_the_share_of_a_reader_is_what_it_gives(kind: str) -> None:
+    """Total less the other operand, back through norms and biases."""
+    found, key = residual(kind)
+    own, name = of(found, key)
+    assert own is not None
+    assert own.total == name or kind == "norm"
+    x = np.random.default_rng(1).standard_normal((2, 3, 5, 5)).astype(np.float32)
+    model: Model = found.model
+    names = [key, own.total, own.other]
+    given, *sums = session(part(model, model.nodes, names, {}), optimize=False).run({"x": x})
+    at = np.arange(50)
+    total, other = (channel_rows(value, own.axis, at) for value in sums)
+    assert own.share(total, other) == pytest.approx(channel_rows(given, own.axis, at), abs=1e-4)
+
+
+def test_a_reader_whose_output_is_bent_joins_no_stream() -> None:
+    """Behind an activation nothing can be made up for; moves keep channels together."""
+    assert of(*residual("elsewhere")) == (None, "")
+    alone, name = of(*residual("moved"))
+    assert alone is None
+    assert name
