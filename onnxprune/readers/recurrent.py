@@ -213,7 +213,13 @@ class RecurrentView(View):
         return np.hstack([x, h]) if self.sum.over_x else h
 
     def outputs(self, values: Values, at: IntArray) -> Array:
-        return self.inputs(values, at, values) @ self.weights.T + self.bias
+        seen = self.inputs(values, at, values)
+        return seen.astype(np.float32) @ self._single.T + self.bias
+
+    @cached_property
+    def _single(self) -> Array:
+        """The weights in the precision of most runtimes: sample by sample doubles take long."""
+        return self.weights.astype(np.float32)
 
     def write(self, changes: Changes, weights: FloatArray, bias: FloatArray) -> None:
         node, cell = self.node, self.cell

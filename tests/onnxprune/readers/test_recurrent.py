@@ -224,3 +224,10 @@ def test_states_of_all_steps_can_be_asked_for() -> None:
     walk.shelf.close()
     whole = session(cell("LSTM")).run(own)[0]
     np.testing.assert_allclose(values[view.seen[1]], whole, atol=1e-6)
+
+
+def test_a_value_without_samples_of_its_own_goes_to_the_first() -> None:
+    """What seven steps of three samples hold cannot be told apart: it counts three times."""
+    values = {"v": np.zeros((STEPS, 2), np.float32)}
+    assert [len(sample(values, ["v"], at, SAMPLES, {})["v"]) for at in range(3)] == [STEPS, 0, 0]
+    assert held(values, "v", SAMPLES, {}) == SAMPLES
