@@ -201,7 +201,8 @@ def stored(model: Model, numbers: Mapping[Slot, Array]) -> dict[Slot, Array]:
     nodes = {node.key: node for node in model.nodes}
     found, factors = dict[Slot, Array](), dict[str, FloatArray | None]()
     for (key, slot), values in sorted(numbers.items()):
-        seen = weight(model, nodes[key].inputs[int(slot)])
+        name = nodes[key].input(int(slot))
+        seen = weight(model, name) if name else None
         if seen is None or not seen.steps:
             found[key, slot] = values
             continue

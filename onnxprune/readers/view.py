@@ -43,12 +43,9 @@ class Changes:
             absent: shape of the zeros that stand for an input that is left out.
         """
         found = self.arrays.get((node.key, slot))
-        if found is None and not node.input(slot):
-            found = np.zeros(absent)
-        elif found is None:
-            seen = weight(self.model, node.inputs[slot])
-            assert seen is not None, "a view was made of it"
-            found = seen.values.astype(np.float64)
+        if found is None:
+            seen = weight(self.model, node.inputs[slot]) if node.input(slot) else None
+            found = np.zeros(absent) if seen is None else seen.values.astype(np.float64)
             self.arrays[node.key, slot] = found
         return found
 

@@ -73,7 +73,7 @@ def test_prune_measures_the_metric_where_data_holds_labels(call: Call, tmp_path:
                  *LATENCY_OFF)  # fmt: skip
     metric = ended.json()["verify"]["metric"]
     assert metric["name"] == "accuracy"
-    assert metric["before"] == pytest.approx(0.996)
+    assert metric["before"] >= 0.98
     assert 0 <= metric["after"] <= 1
 
 

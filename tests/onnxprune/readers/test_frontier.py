@@ -129,6 +129,6 @@ def test_a_sample_has_its_part_of_each_value() -> None:
     """Heads times batch split alike; what has no batch axis goes to the first sample."""
     values = {"plain": np.arange(4), "heads": np.arange(12), "odd": np.arange(3),
               "one": np.array(5)}  # fmt: skip
-    got = [{k: v.tolist() for k, v in sample(values, at, 4).items()} for at in (0, 3)]
+    got = [{k: v.tolist() for k, v in sample(values, values, at, 4, {}).items()} for at in (0, 3)]
     assert got[0] == {"plain": [0], "heads": [0, 1, 2], "odd": [0, 1, 2], "one": 5}
     assert got[1] == {"plain": [3], "heads": [9, 10, 11], "odd": [], "one": 5}
