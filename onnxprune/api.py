@@ -1,9 +1,9 @@
-"""The functions behind the command line: prune, inspect, verify, apply, normalize."""
+"""The functions behind the command line: prune, sensitivity, inspect, verify, apply, normalize."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ from onnxprune.recipe import (
     clean_ups,
     plan_passes,
     prune_passes,
+    sensitivity_passes,
     verify_passes,
 )
-from onnxprune.records import planfile
+from onnxprune.records import curvefile, planfile
 from onnxprune.records.checkpoint import apply_to_file
+from onnxprune.records.curvefile import CurveFile
 from onnxprune.report import document, text
 from onnxprune.rules import load_rules
 from onnxprune.samples.data import ImageOptions, Source
@@ -51,6 +53,8 @@ class Result:
     made: Model | None = field(default=None, repr=False)
     plan: dict[str, Any] | None = field(default=None, repr=False)
     """The plan document."""
+    curves: dict[str, Any] | None = field(default=None, repr=False)
+    """The document with damage curves."""
 
     @property
     def model(self) -> ModelProto | None:
@@ -100,6 +104,7 @@ def prune(
     limit: int | None = None,
     images: ImageOptions | None = None,
     shape: Shapes | None = None,
+    curves: str | Path | Mapping[str, Any] | None = None,
     plan_path: str | Path | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -115,6 +120,7 @@ def prune(
             figures, unless `evaluation` takes its place; the others are to repair on.
         limit: take so many samples, drawn by the seed.
         shape: input shapes that cost is counted at.
+        curves: what `sensitivity` wrote for this model, instead of measuring; or that document.
         plan_path: where to write the plan; beside `out` by default.
         dry_run: choose and cost the plan only.
         options: fields of `recipe.PruneOptions` and `recipe.VerifyOptions`.
@@ -123,17 +129,16 @@ def prune(
         PruneError: of a kind that says what is wrong with the input, the options or the budget.
         ToolDefect: the result would be wrong; nothing is written.
     """
-    chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
-    check_options(chosen)
-    if chosen.exact_only and plan_path is not None:
-        raise UsageError("`--exact-only` makes no plan", hint="leave out --plan")
-    check_comparison(comparison)
+    known = None if curves is None else curvefile.read(curves)
+    chosen, comparison = _chosen(options, plan_path, known)
     targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
     for target in targets:
-        check_target(target, opening.paths(model, data, evaluation), overwrite)
+        check_target(target, opening.paths(model, data, evaluation, curves), overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
     splits = not chosen.exact_only
     opening.read_parts(state, data, evaluation, limit, images, splits=splits)
+    if known is not None:
+        opening.give_curves(state, known, judged_apart=evaluation is not None)
     steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
     PassManager(steps).run(state)
     plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
@@ -149,6 +154,43 @@ def prune(
     }
     made = None if dry_run else state.model
     return Result(content, made, planfile.document(plan) if plan else None)
+
+
+@blames_the_model
+def sensitivity(
+    model: ModelSource,
+    out: str | Path | None = None,
+    *,
+    data: Source | None = None,
+    limit: int | None = None,
+    images: ImageOptions | None = None,
+    shape: Shapes | None = None,
+    custom_ops: Sequence[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure once what each Dim's removal costs, for `prune(curves=...)` at any budget.
+
+    Args:
+        out: where to write the curves; None keeps them in memory (`Result.curves`).
+        data: samples; the seed draws those that `prune` would not show figures of.
+
+    Raises: PruneError: of a kind that says what is wrong with the input or the options.
+    """
+    if data is None:
+        raise UsageError("damage is measured on data, and there is none", hint="give --data")
+    if out is not None:
+        check_target(out, opening.paths(model, data), overwrite)
+    state = opening.start(model, shape, seed, progress)
+    opening.read_parts(state, data, None, limit, images, splits=True)
+    opening.require_parts(state)
+    PassManager(sensitivity_passes(tuple(custom_ops))).run(state)
+    written = opening.curves_of(state)
+    if out is not None:
+        curvefile.write(written, out, overwrite=overwrite)
+    content = document.sensitivity_document(state) | {"output": opening.shown(out)}
+    return Result(content, curves=curvefile.document(written))
 
 
 @blames_the_model
@@ -280,6 +322,20 @@ def list_ops() -> Result:
 
 
 # --- what they share ---------------------------------------------------------------------------
+
+
+def _chosen(
+    options: Mapping[str, Any], plan_path: str | Path | None, curves: CurveFile | None
+) -> tuple[PruneOptions, VerifyOptions]:
+    """Options of `prune`, checked before anything is loaded."""
+    chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
+    check_options(chosen)
+    if chosen.exact_only and plan_path is not None:
+        raise UsageError("`--exact-only` makes no plan", hint="leave out --plan")
+    if curves is not None:
+        chosen = replace(chosen, allocate="curves")
+    check_comparison(comparison)
+    return chosen, comparison
 
 
 def _apply_weights(

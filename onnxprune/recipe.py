@@ -165,6 +165,13 @@ def verify_passes(options: VerifyOptions) -> list[AnyPass]:
     ]
 
 
+def sensitivity_passes(custom_ops: tuple[str, ...]) -> list[AnyPass]:
+    """Everything up to the damage of each Dim."""
+    from onnxprune.passes.measure_damage import MeasureDamage
+
+    return [*clean_ups(), score_pass(DEFAULT_SCORE), MeasureDamage(custom_ops=custom_ops)]
+
+
 def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
     """Everything up to the cut, verification not included."""
     from onnxprune.passes.cut_channels import CutChannels

@@ -25,7 +25,7 @@ identity: fields ties flow combine balance channels dims occurrences
 rules:
 planning: weights scores terms lengths cost damage plan refusal planner allocate
 cutting: compact assemble cut proof oracle
-records: untrusted planrecord planfile tensorfile checkpoint
+records: untrusted planrecord planfile curvefile tensorfile checkpoint
 cleanup: known linear knowledge deduce_moves deduce liveness cleaning branches duplicates
 samples: images dataset columns data metrics
 manager
@@ -36,7 +36,7 @@ repair: solve turned targets sweep
 passes:
 recipe
 report:
-blame opening api cli __main__""".splitlines()
+blame opening api arguments cli __main__""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "surgeon"}
 

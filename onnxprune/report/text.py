@@ -104,6 +104,27 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
+def _sensitivity(content: dict[str, Any]) -> Iterator[RenderableType]:
+    rows = content["dims"]
+    yield Text("what is lost with each Dim, after repair, relative to the variance of what is lost "
+               "from; the cheapest for its MACs first")  # fmt: skip
+    widths = [f"at {one['width']:.0%}" for one in rows[0]["damage"]] if rows else []
+    table = _table("dim", "size", "rows", "MACs", *widths, "for its MACs")
+    for row in rows[:MOST_ROWS]:
+        damage = [f"{one['damage']:.2g}" for one in row["damage"]]
+        sizes = str(row["size"]), str(row["rows"]), f"{row['macs_share']:.1%}"
+        table.add_row(row["name"], *sizes, *damage, f"{row['damage_per_macs']:.2g}")
+    yield table
+    if len(rows) > MOST_ROWS:
+        yield Text(f"... and {len(rows) - MOST_ROWS} more, all of them in --json")
+    if content["unmeasured"]:
+        yield Text(f"\n{len(content['unmeasured'])} Dims that may be cut have no reader that "
+                   "damage can be measured on; their scores stand in for it")  # fmt: skip
+    yield from _warnings(content)
+    if content["output"]:
+        yield Text(f"\nwritten to {content['output']}")
+
+
 def _inspect(content: dict[str, Any]) -> Iterator[RenderableType]:
     cost = content["cost"]
     sizes = ", ".join(
@@ -293,6 +314,7 @@ def _warnings(content: dict[str, Any]) -> Iterator[RenderableType]:
 
 _SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[RenderableType]]] = {
     "prune": _prune,
+    "sensitivity": _sensitivity,
     "inspect": _inspect,
     "verify": _verify,
     "normalize": _normalize,
