@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from onnxprune import opening
-from onnxprune.cutting.cut import Cut
-from onnxprune.errors import ToolDefect, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.identity.dims import Dims
-from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
+from onnxprune.manager import PassManager, Subject
 from onnxprune.model.graph import Model
 from onnxprune.model.storage import check_target, load, save
 from onnxprune.model.surgeon import to_graph
-from onnxprune.normal.normalize import Normalized
 from onnxprune.opening import ModelSource, Progress, Shapes, blames_the_model
 from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.rank_features import RankFeatures
 from onnxprune.planning.plan import Plan
+from onnxprune.pruning import chosen_options, recorded, steps_of, verified
 from onnxprune.recipe import (
     CLEAN_UPS,
-    PruneOptions,
     VerifyOptions,
     check_comparison,
-    check_options,
     clean_ups,
-    plan_passes,
-    prune_passes,
     sensitivity_passes,
     verify_passes,
 )
 from onnxprune.records import curvefile, planfile
 from onnxprune.records.checkpoint import apply_to_file
-from onnxprune.records.curvefile import CurveFile
 from onnxprune.report import document, text
 from onnxprune.rules import load_rules
 from onnxprune.samples.data import ImageOptions, Source
@@ -130,7 +124,7 @@ def prune(
         ToolDefect: the result would be wrong; nothing is written.
     """
     known = None if curves is None else curvefile.read(curves)
-    chosen, comparison = _chosen(options, plan_path, known)
+    chosen, comparison = chosen_options(options, plan_path, curves)
     targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
     for target in targets:
         check_target(target, opening.paths(model, data, evaluation, curves), overwrite)
@@ -139,10 +133,10 @@ def prune(
     opening.read_parts(state, data, evaluation, limit, images, splits=splits)
     if known is not None:
         opening.give_curves(state, known, judged_apart=evaluation is not None)
-    steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
+    steps = steps_of(state, chosen, has_data=data is not None, dry_run=dry_run)
     PassManager(steps).run(state)
-    plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
-    findings = {} if dry_run else _verified(state, comparison)
+    plan = None if chosen.exact_only or dry_run else recorded(state, steps)
+    findings = {} if dry_run else verified(state, comparison)
     with opening.timed(state, "save"):
         if targets:
             beside = {targets[1]: planfile.writer(plan)} if plan is not None else {}
@@ -321,23 +315,6 @@ def list_ops() -> Result:
     return Result(document.ops_document(load_rules()))
 
 
-# --- what they share ---------------------------------------------------------------------------
-
-
-def _chosen(
-    options: Mapping[str, Any], plan_path: str | Path | None, curves: CurveFile | None
-) -> tuple[PruneOptions, VerifyOptions]:
-    """Options of `prune`, checked before anything is loaded."""
-    chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
-    check_options(chosen)
-    if chosen.exact_only and plan_path is not None:
-        raise UsageError("`--exact-only` makes no plan", hint="leave out --plan")
-    if curves is not None:
-        chosen = replace(chosen, allocate="curves")
-    check_comparison(comparison)
-    return chosen, comparison
-
-
 def _apply_weights(
     model: ModelSource,
     plan: str | Path | Mapping[str, Any] | None,
@@ -356,35 +333,3 @@ def _apply_weights(
     made = apply_to_file(planfile.read(path), weights, out, model=known, overwrite=overwrite)
     content = document.recut_document(made.cut, made.missing)
     return Result(content | {"output": opening.shown(out)})
-
-
-def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:
-    """The plan of a cut, with what is needed to repeat it."""
-    subject, normal = state.replaced_by(state[Cut].model), state.past(Normalized)
-    with opening.timed(state, "record"):
-        return planfile.record(
-            state.past(Plan),
-            state.past(Dims),
-            state[Cut],
-            original=state.original.model,
-            normalised=subject.model,
-            origins=normal.origins,
-            sizes=subject.sizes.cost,
-            recipe=[spec(one) for one in steps],
-            seed=state.seed,
-        )
-
-
-def _verified(state: State, comparison: VerifyOptions) -> dict[str, Any]:
-    """Findings about what was made.
-
-    Raises: ToolDefect: it is no valid model, or does not run; nothing is handed out then.
-    """
-    findings = PassManager(verify_passes(comparison)).run(state).by_level
-    for level in ("structure", "run"):
-        if not findings[level].get("passed", True):
-            raise ToolDefect(
-                f"the pruned model fails its own check: {level}",
-                where="; ".join(map(str, findings[level].get("failures", []))),
-            )
-    return findings

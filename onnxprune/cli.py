@@ -104,8 +104,11 @@ COMPARISON = _options(
 @click.option("--target", multiple=True, metavar="COST=SHARE",
               help="Keep at most this share of macs, params or bytes.")  # fmt: skip
 @click.option("--score", help="How channels are ranked; `onnxprune passes` lists score-*.")
-@click.option("--allocate", type=click.Choice(["uniform", "global"]), default="global",
-              show_default=True, help="How widths are shared out.")  # fmt: skip
+@click.option("--allocate", type=click.Choice(["auto", "uniform", "global", "curves"]),
+              default="auto", show_default=True,
+              help="How widths are shared out; auto is curves with data, global without.")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Cut in rounds, and measure again what each left.")  # fmt: skip
 @click.option("--curves", type=click.Path(),
               help="What `onnxprune sensitivity` wrote; nothing is measured.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Cut exact Dims only.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxprune.damage.curves import Measured, Study
+from onnxprune.errors import PruneError
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
 from onnxprune.planning.damage import Damage
@@ -30,6 +31,8 @@ class MeasureDamage(Analysis):
     """Calibration samples that are looked at, at most."""
     custom_ops: tuple[str, ...] = ()
     """Libraries of custom operators that the model needs to run."""
+    required: bool = False
+    """Fail where the model does not run on the data; else scores stand in, with a warning."""
 
     def run(self, state: State) -> Damage:
         dims, written = state[Dims], state.past_or_none(CurveFile)
@@ -54,4 +57,10 @@ class MeasureDamage(Analysis):
             state.seed,
             self.custom_ops,
         )
-        return study.run()
+        try:
+            return study.run()
+        except PruneError as error:
+            if self.required:
+                raise
+            state.warnings.append(f"`{self.name}` left out: {error.what}")
+            return {}

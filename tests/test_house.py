@@ -36,7 +36,7 @@ repair: solve turned targets sweep
 passes:
 recipe
 report:
-blame opening api arguments cli __main__""".splitlines()
+blame opening pruning api arguments cli __main__""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "surgeon"}
 

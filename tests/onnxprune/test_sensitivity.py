@@ -44,7 +44,7 @@ def test_saved_curves_cut_as_measured_ones_do(
     made = {}
     for share in (0.7, 0.4):
         out = tmp_path / f"measured{share}.onnx"
-        prune(model, out, data=data, target={"macs": share}, allocate="curves", **OFF)
+        prune(model, out, data=data, target={"macs": share}, **OFF)
         made[share] = out.read_bytes(), out.with_suffix(".plan.json").read_bytes()
     forbid(monkeypatch)
     for share, known in made.items():
