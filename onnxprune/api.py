@@ -21,7 +21,7 @@ from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.rank_features import RankFeatures
 from onnxprune.planning.plan import Plan
-from onnxprune.pruning import chosen_options, recorded, steps_of, verified
+from onnxprune.pruning import carried_out, chosen_options, recorded, verified
 from onnxprune.recipe import (
     CLEAN_UPS,
     VerifyOptions,
@@ -124,17 +124,18 @@ def prune(
         ToolDefect: the result would be wrong; nothing is written.
     """
     known = None if curves is None else curvefile.read(curves)
-    chosen, comparison = chosen_options(options, plan_path, curves)
-    targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
-    for target in targets:
-        check_target(target, opening.paths(model, data, evaluation, curves), overwrite)
+    has_data = data is not None
+    chosen, comparison = chosen_options(
+        options, plan_path=plan_path, curves=curves, has_data=has_data, dry_run=dry_run
+    )
+    sources = opening.paths(model, data, evaluation, curves)
+    targets = [] if dry_run else opening.targets(out, plan_path, sources, overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
     splits = not chosen.exact_only
     opening.read_parts(state, data, evaluation, limit, images, splits=splits)
     if known is not None:
         opening.give_curves(state, known, judged_apart=evaluation is not None)
-    steps = steps_of(state, chosen, has_data=data is not None, dry_run=dry_run)
-    PassManager(steps).run(state)
+    steps = carried_out(state, chosen, comparison, has_data=has_data, dry_run=dry_run)
     plan = None if chosen.exact_only or dry_run else recorded(state, steps)
     findings = {} if dry_run else verified(state, comparison)
     with opening.timed(state, "save"):

@@ -103,6 +103,8 @@ COMPARISON = _options(
 @click.option("--eval", "evaluation", help="Other samples for the figures shown, as --data.")
 @click.option("--target", multiple=True, metavar="COST=SHARE",
               help="Keep at most this share of macs, params or bytes.")  # fmt: skip
+@click.option("--max-drop", type=float,
+              help="Go on while the metric drops no more; --target is the least.")  # fmt: skip
 @click.option("--score", help="How channels are ranked; `onnxprune passes` lists score-*.")
 @click.option("--allocate", type=click.Choice(["auto", "uniform", "global", "curves"]),
               default="auto", show_default=True,

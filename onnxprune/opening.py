@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import wraps
@@ -17,7 +17,7 @@ from onnxprune.blame import blaming, refuse_crashes
 from onnxprune.errors import DataError, UsageError, did_you_mean
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import State, Subject
-from onnxprune.model.storage import data_file, load
+from onnxprune.model.storage import check_target, data_file, load
 from onnxprune.model.surgeon import is_graph, to_proto
 from onnxprune.normal.normalize import Normalized, normalize_with_origins
 from onnxprune.planning.damage import Damage
@@ -76,16 +76,26 @@ def split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     ]
 
 
-def targets(out: Path, plan_path: str | Path | None) -> list[Path]:
-    """Where the model goes, and where its plan goes.
+def targets(
+    out: str | Path | None,
+    plan_path: str | Path | None,
+    sources: Sequence[str | Path],
+    overwrite: bool,
+) -> list[Path]:
+    """Where the model goes, and where its plan goes; nowhere where it stays in memory.
 
-    Raises: UsageError: both would be one file.
+    Raises: UsageError: both would be one file, or something stands there.
     """
+    if out is None:
+        return []
+    out = Path(out)
     plan = Path(plan_path) if plan_path else out.with_suffix(".plan.json")
     if plan.resolve() in (out.resolve(), data_file(out).resolve()):
         raise UsageError(
             "model and plan would be the same file", where=str(plan), hint="name another --plan"
         )
+    for target in (out, plan):
+        check_target(target, sources, overwrite)
     return [out, plan]
 
 

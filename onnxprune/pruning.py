@@ -25,29 +25,53 @@ from onnxprune.recipe import (
 )
 from onnxprune.records import planfile
 from onnxprune.records.curvefile import CurveFile
+from onnxprune.search import Search
 
 
 def chosen_options(
-    options: Mapping[str, Any], plan_path: str | Path | None, curves: Any
+    options: Mapping[str, Any],
+    *,
+    plan_path: str | Path | None,
+    curves: Any,
+    has_data: bool,
+    dry_run: bool,
 ) -> tuple[PruneOptions, VerifyOptions]:
     """Options of `prune`, checked before anything is loaded."""
     chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
     check_options(chosen)
     if chosen.exact_only and (plan_path is not None or curves is not None):
         raise UsageError("`--exact-only` makes no plan", hint="leave out --plan and --curves")
+    if chosen.max_drop is not None and (dry_run or not has_data):
+        what = "measures, and does not run dry" if dry_run else "measures on data"
+        raise UsageError(f"`--max-drop` {what}", hint="leave out --dry-run, and give --data")
     check_comparison(comparison)
     return chosen, comparison
 
 
-def steps_of(state: State, chosen: PruneOptions, *, has_data: bool, dry_run: bool) -> list[AnyPass]:
-    """What is run; curves, if there are any, lie in the state."""
+def carried_out(
+    state: State,
+    chosen: PruneOptions,
+    comparison: VerifyOptions,
+    *,
+    has_data: bool,
+    dry_run: bool,
+) -> list[AnyPass]:
+    """Run what the options stand for; curves, if there are any, lie in the state.
+
+    Returns: the passes of the result.
+    """
     measures = check_measures(
         chosen,
         has_samples=state.calibration is not None,
         has_curves=state.past_or_none(CurveFile) is not None,
     )
+    if chosen.max_drop is not None:
+        opening.require_parts(state)
+        return Search(state, chosen, comparison, has_data, measures).run()
     make = plan_passes if dry_run else prune_passes
-    return make(chosen, has_data=has_data, measures=measures)
+    steps = make(chosen, has_data=has_data, measures=measures)
+    PassManager(steps).run(state)
+    return steps
 
 
 def recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:

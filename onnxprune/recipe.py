@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.backend.runtime import provider_name
 from onnxprune.errors import UsageError, did_you_mean
-from onnxprune.manager import AnyPass, installed, make_pass
+from onnxprune.manager import AnyPass, Verification, installed, make_pass
 from onnxprune.planning.cost import TARGETS
 from onnxprune.samples.metrics import find as find_metric
 
@@ -38,6 +38,8 @@ class PruneOptions:
     """Cut approximate Dims, without data too."""
     exact_only: bool = False
     """Only the exact clean-ups, no budget."""
+    max_drop: float | None = None
+    """Go to the smallest model whose metric drops no more; targets are the least to go to."""
     repair: bool = True
     """Refit what is left, where there is data to do it with."""
     skip: tuple[str, ...] = ()
@@ -103,12 +105,23 @@ def check_options(options: PruneOptions) -> None:
         raise UsageError("`--exact` and `--approximate` exclude each other")
     if options.exact_only and (options.target or options.keep):
         raise UsageError("`--exact-only` takes no budget", hint="leave out --target and --keep")
-    if not (options.exact_only or options.target or options.keep):
+    if options.max_drop is not None:
+        _check_drop(options)
+    elif not (options.exact_only or options.target or options.keep):
         raise UsageError(
-            "nothing says how much to cut", hint="give --target macs=0.5, or --exact-only"
+            "nothing says how much to cut",
+            hint="give --target macs=0.5, --max-drop 0.01 with --data, or --exact-only",
         )
     if options.multiple < 0:
         raise UsageError("`--multiple` must be at least 1", hint="leave it out to choose by width")
+
+
+def _check_drop(options: PruneOptions) -> None:
+    drop = options.max_drop
+    if not isinstance(drop, (int, float)) or not 0 <= drop < float("inf"):
+        raise UsageError(f"`--max-drop {drop}` is no number of at least 0", hint="such as 0.01")
+    if options.exact_only:
+        raise UsageError("`--exact-only` takes no budget", hint="leave out --max-drop")
 
 
 def _check_allocate(options: PruneOptions) -> None:
@@ -191,21 +204,27 @@ def clean_ups(names: Iterable[str] = CLEAN_UPS) -> list[AnyPass]:
     return [make_pass("find-dims"), *(make_pass(name) for name in names)]
 
 
+def metric_pass(options: VerifyOptions) -> Verification:
+    """What measures the metric."""
+    from onnxprune.passes.verify_metric import VerifyMetric
+
+    better = {None: "", True: "higher", False: "lower"}[options.higher_is_better]
+    return VerifyMetric(options.metric, options.output, better, options.custom_ops)
+
+
 def verify_passes(options: VerifyOptions) -> list[AnyPass]:
     """Every level of verification."""
     from onnxprune.passes.verify_latency import VerifyLatency
-    from onnxprune.passes.verify_metric import VerifyMetric
     from onnxprune.passes.verify_outputs import VerifyOutputs
     from onnxprune.passes.verify_run import VerifyRun
     from onnxprune.passes.verify_structure import VerifyStructure
 
     custom = options.custom_ops
-    better = {None: "", True: "higher", False: "lower"}[options.higher_is_better]
     return [
         VerifyStructure(),
         VerifyRun(custom_ops=custom),
         VerifyOutputs(custom_ops=custom),
-        VerifyMetric(options.metric, options.output, better, custom),
+        metric_pass(options),
         VerifyLatency(
             provider=options.provider,
             threads=options.threads,

@@ -35,6 +35,7 @@ damage: pooling sums bases obs curves
 repair: solve turned targets sweep
 passes:
 recipe
+search
 report:
 blame opening pruning api arguments cli __main__""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]

@@ -19,6 +19,7 @@ from onnxprune.repair.sweep import Repaired
 from onnxprune.report.shares import prunable_params, shares
 from onnxprune.rules import load_rules
 from onnxprune.rules.registry import Rules
+from onnxprune.search import Descent
 from onnxprune.shape.shapes import Shape
 from onnxprune.verification.sensitivity import Ranking
 from onnxprune.verification.trials import plain
@@ -83,10 +84,29 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "widths": plan_rows(dims, plan) if plan is not None else [],
         "prunable_params": prunable_params(subject.model, dims),
         "repaired": None if repaired is None else repaired.kinds,
+        **path_document(state.get(Descent)),
         "verify": findings,
         "seconds": rounded(state.seconds),
         "warnings": list(dict.fromkeys(state.warnings)),
     }
+
+
+def path_document(found: Descent | None) -> dict[str, Any]:
+    """The budgets that were tried under --max-drop, and what they were judged by."""
+    if found is None:
+        return {"path": None, "path_on": None}
+    rows = [
+        {"cost": dict(t.cost), "metric": t.value, "drop": t.drop, "holds": t.holds,
+         "chosen": t is found.best}
+        for t in found.path
+    ]  # fmt: skip
+    about = {
+        "metric": found.metric,
+        "before": found.before,
+        "max_drop": found.max_drop,
+        "samples": found.samples,
+    }
+    return {"path": rows, "path_on": about}
 
 
 # Widths that the table shows the damage at.

@@ -65,12 +65,25 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     if rows:
         yield Text()
         yield _widths(rows)
+    if content["path"]:
+        yield from _path(content["path"], content["path_on"])
     if content.get("verify"):
         yield Text()
         yield from _findings(content["verify"])
     yield from _warnings(content)
     if content["output"]:
         yield Text(f"\nwritten to {content['output']}" + _plan_note(content))
+
+
+def _path(rows: list[dict[str, Any]], on: dict[str, Any]) -> Iterator[RenderableType]:
+    yield Text(f"\nbudgets tried, each from the original: {on['metric']} of {on['before']:.4f} may "
+               f"drop by {on['max_drop']:g} (on {on['samples']} samples to decide on)")  # fmt: skip
+    table = _table(*rows[0]["cost"], on["metric"], "drop", "status")
+    for row in rows:
+        shares = [f"{share:.3f}" for share in row["cost"].values()]
+        status = "chosen" if row["chosen"] else "holds" if row["holds"] else "too much"
+        table.add_row(*shares, f"{row['metric']:.4f}", f"{row['drop']:.4f}", status)
+    yield table
 
 
 def _plan_note(content: dict[str, Any]) -> str:
