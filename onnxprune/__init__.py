@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.errors import PruneError
 
 if TYPE_CHECKING:
-    from onnxprune.api import Result, apply, inspect, normalize, prune, verify
+    from onnxprune.api import Result, apply, inspect, normalize, prune, sensitivity, verify
 
 __version__ = "0.1.0"
-__all__ = ["PruneError", "Result", "apply", "inspect", "normalize", "prune", "verify"]
+__all__ = [
+    "PruneError",
+    "Result",
+    "apply",
+    "inspect",
+    "normalize",
+    "prune",
+    "sensitivity",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The functions behind the command line: prune, inspect, verify, apply, normalize."""
+"""The functions behind the command line: prune, sensitivity, inspect, verify, apply, normalize."""
 
 from __future__ import annotations
 
@@ -10,31 +10,27 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import opening
-from onnxprune.cutting.cut import Cut
-from onnxprune.errors import ToolDefect, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.identity.dims import Dims
-from onnxprune.manager import AnyPass, PassManager, State, Subject, spec
+from onnxprune.manager import PassManager, Subject
 from onnxprune.model.graph import Model
 from onnxprune.model.storage import check_target, load, save
 from onnxprune.model.surgeon import to_graph
-from onnxprune.normal.normalize import Normalized
 from onnxprune.opening import ModelSource, Progress, Shapes, blames_the_model
 from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.rank_features import RankFeatures
 from onnxprune.planning.plan import Plan
+from onnxprune.pruning import carried_out, chosen_options, recorded, verified
 from onnxprune.recipe import (
     CLEAN_UPS,
-    PruneOptions,
     VerifyOptions,
     check_comparison,
-    check_options,
     clean_ups,
-    plan_passes,
-    prune_passes,
+    sensitivity_passes,
     verify_passes,
 )
-from onnxprune.records import planfile
+from onnxprune.records import curvefile, planfile
 from onnxprune.records.checkpoint import apply_to_file
 from onnxprune.report import document, text
 from onnxprune.rules import load_rules
@@ -51,6 +47,8 @@ class Result:
     made: Model | None = field(default=None, repr=False)
     plan: dict[str, Any] | None = field(default=None, repr=False)
     """The plan document."""
+    curves: dict[str, Any] | None = field(default=None, repr=False)
+    """The document with damage curves."""
 
     @property
     def model(self) -> ModelProto | None:
@@ -100,6 +98,7 @@ def prune(
     limit: int | None = None,
     images: ImageOptions | None = None,
     shape: Shapes | None = None,
+    curves: str | Path | Mapping[str, Any] | None = None,
     plan_path: str | Path | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -115,6 +114,7 @@ def prune(
             figures, unless `evaluation` takes its place; the others are to repair on.
         limit: take so many samples, drawn by the seed.
         shape: input shapes that cost is counted at.
+        curves: what `sensitivity` wrote for this model, instead of measuring; or that document.
         plan_path: where to write the plan; beside `out` by default.
         dry_run: choose and cost the plan only.
         options: fields of `recipe.PruneOptions` and `recipe.VerifyOptions`.
@@ -123,21 +123,21 @@ def prune(
         PruneError: of a kind that says what is wrong with the input, the options or the budget.
         ToolDefect: the result would be wrong; nothing is written.
     """
-    chosen, comparison = opening.split(options, PruneOptions, VerifyOptions)
-    check_options(chosen)
-    if chosen.exact_only and plan_path is not None:
-        raise UsageError("`--exact-only` makes no plan", hint="leave out --plan")
-    check_comparison(comparison)
-    targets = [] if out is None or dry_run else opening.targets(Path(out), plan_path)
-    for target in targets:
-        check_target(target, opening.paths(model, data, evaluation), overwrite)
+    known = None if curves is None else curvefile.read(curves)
+    has_data = data is not None
+    chosen, comparison = chosen_options(
+        options, plan_path=plan_path, curves=curves, has_data=has_data, dry_run=dry_run
+    )
+    sources = opening.paths(model, data, evaluation, curves)
+    targets = [] if dry_run else opening.targets(out, plan_path, sources, overwrite)
     state = opening.start(model, shape, chosen.seed, progress)
     splits = not chosen.exact_only
     opening.read_parts(state, data, evaluation, limit, images, splits=splits)
-    steps = (plan_passes if dry_run else prune_passes)(chosen, has_data=data is not None)
-    PassManager(steps).run(state)
-    plan = None if chosen.exact_only or dry_run else _recorded(state, steps)
-    findings = {} if dry_run else _verified(state, comparison)
+    if known is not None:
+        opening.give_curves(state, known, judged_apart=evaluation is not None)
+    steps = carried_out(state, chosen, comparison, has_data=has_data, dry_run=dry_run)
+    plan = None if chosen.exact_only or dry_run else recorded(state, steps)
+    findings = {} if dry_run else verified(state, comparison)
     with opening.timed(state, "save"):
         if targets:
             beside = {targets[1]: planfile.writer(plan)} if plan is not None else {}
@@ -149,6 +149,43 @@ def prune(
     }
     made = None if dry_run else state.model
     return Result(content, made, planfile.document(plan) if plan else None)
+
+
+@blames_the_model
+def sensitivity(
+    model: ModelSource,
+    out: str | Path | None = None,
+    *,
+    data: Source | None = None,
+    limit: int | None = None,
+    images: ImageOptions | None = None,
+    shape: Shapes | None = None,
+    custom_ops: Sequence[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure once what each Dim's removal costs, for `prune(curves=...)` at any budget.
+
+    Args:
+        out: where to write the curves; None keeps them in memory (`Result.curves`).
+        data: samples; the seed draws those that `prune` would not show figures of.
+
+    Raises: PruneError: of a kind that says what is wrong with the input or the options.
+    """
+    if data is None:
+        raise UsageError("damage is measured on data, and there is none", hint="give --data")
+    if out is not None:
+        check_target(out, opening.paths(model, data), overwrite)
+    state = opening.start(model, shape, seed, progress)
+    opening.read_parts(state, data, None, limit, images, splits=True)
+    opening.require_parts(state)
+    PassManager(sensitivity_passes(tuple(custom_ops))).run(state)
+    written = opening.curves_of(state)
+    if out is not None:
+        curvefile.write(written, out, overwrite=overwrite)
+    content = document.sensitivity_document(state) | {"output": opening.shown(out)}
+    return Result(content, curves=curvefile.document(written))
 
 
 @blames_the_model
@@ -279,9 +316,6 @@ def list_ops() -> Result:
     return Result(document.ops_document(load_rules()))
 
 
-# --- what they share ---------------------------------------------------------------------------
-
-
 def _apply_weights(
     model: ModelSource,
     plan: str | Path | Mapping[str, Any] | None,
@@ -300,35 +334,3 @@ def _apply_weights(
     made = apply_to_file(planfile.read(path), weights, out, model=known, overwrite=overwrite)
     content = document.recut_document(made.cut, made.missing)
     return Result(content | {"output": opening.shown(out)})
-
-
-def _recorded(state: State, steps: Sequence[AnyPass]) -> planfile.PlanFile:
-    """The plan of a cut, with what is needed to repeat it."""
-    subject, normal = state.replaced_by(state[Cut].model), state.past(Normalized)
-    with opening.timed(state, "record"):
-        return planfile.record(
-            state.past(Plan),
-            state.past(Dims),
-            state[Cut],
-            original=state.original.model,
-            normalised=subject.model,
-            origins=normal.origins,
-            sizes=subject.sizes.cost,
-            recipe=[spec(one) for one in steps],
-            seed=state.seed,
-        )
-
-
-def _verified(state: State, comparison: VerifyOptions) -> dict[str, Any]:
-    """Findings about what was made.
-
-    Raises: ToolDefect: it is no valid model, or does not run; nothing is handed out then.
-    """
-    findings = PassManager(verify_passes(comparison)).run(state).by_level
-    for level in ("structure", "run"):
-        if not findings[level].get("passed", True):
-            raise ToolDefect(
-                f"the pruned model fails its own check: {level}",
-                where="; ".join(map(str, findings[level].get("failures", []))),
-            )
-    return findings

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune import __version__
+from onnxprune.arguments import input_shapes, join_image_options, pairs, width_multiple
 from onnxprune.errors import PruneError, ToolDefect, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,63 +37,6 @@ class Commands(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="onnxprune")
 def commands() -> None:
     """Make an ONNX model smaller and faster by removing whole channels, and prove the result."""
-
-
-# --- values of options ---------------------------------------------------------------------
-
-
-def pairs(values: tuple[str, ...], option: str) -> dict[str, float]:
-    """`name=number` items as a mapping.
-
-    Raises: UsageError: an item is not of that form.
-    """
-    found: dict[str, float] = {}
-    seen: set[str] = set()
-    for item in values:
-        name, equals, number = item.rpartition("=")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise UsageError(
-                f"`{option} {item}` is not of the form NAME=NUMBER",
-                hint=f"for example {option} {'macs=0.5' if option == '--target' else 'PATTERN=48'}",
-            )
-        if name in seen:
-            raise UsageError(f"`{option}` names `{name}` twice")
-        seen.add(name)
-    return found
-
-
-def input_shapes(values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """`INPUT=1x3x224x224` items as shapes.
-
-    Raises: UsageError: an item is not of that form.
-    """
-    found = {}
-    for item in values:
-        name, _, dims = item.rpartition("=")
-        sizes = dims.split("x")
-        if not name or not all(n.isdigit() and int(n) > 0 for n in sizes):
-            raise UsageError(
-                f"`--shape {item}` is not of the form INPUT=DIMS",
-                hint="for example --shape image=1x3x224x224",
-            )
-        found[name] = tuple(int(n) for n in sizes)
-    return found
-
-
-def width_multiple(text: str) -> int:
-    """`auto` as 0, else a number.
-
-    Raises: UsageError: it is neither.
-    """
-    if text == "auto":
-        return 0
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"`--multiple {text}` is neither `auto` nor a number of at least 1")
-    return int(text)
 
 
 # --- options that commands share ------------------------------------------------------------
@@ -159,9 +103,16 @@ COMPARISON = _options(
 @click.option("--eval", "evaluation", help="Other samples for the figures shown, as --data.")
 @click.option("--target", multiple=True, metavar="COST=SHARE",
               help="Keep at most this share of macs, params or bytes.")  # fmt: skip
+@click.option("--max-drop", type=float,
+              help="Go on while the metric drops no more; --target is the least.")  # fmt: skip
 @click.option("--score", help="How channels are ranked; `onnxprune passes` lists score-*.")
-@click.option("--allocate", type=click.Choice(["uniform", "global"]), default="global",
-              show_default=True, help="How widths are shared out.")  # fmt: skip
+@click.option("--allocate", type=click.Choice(["auto", "uniform", "global", "curves"]),
+              default="auto", show_default=True,
+              help="How widths are shared out; auto is curves with data, global without.")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Cut in rounds, and measure again what each left.")  # fmt: skip
+@click.option("--curves", type=click.Path(),
+              help="What `onnxprune sensitivity` wrote; nothing is measured.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Cut exact Dims only.")
 @click.option("--approximate", is_flag=True,
               help="Cut Dims under normalisations over channels, without data too.")  # fmt: skip
@@ -194,6 +145,23 @@ def prune(**given: Any) -> None:
     if given["score"] is None:
         del given["score"]
     _run(api.prune, given)
+
+
+@commands.command()
+@MODEL
+@OUTPUT
+@DATA
+@SHAPE
+@CUSTOM_OPS
+@SEED
+@JSON
+@QUIET
+@OVERWRITE
+def sensitivity(**given: Any) -> None:
+    """Measure what MODEL loses with each Dim; `prune --curves OUT` then cuts to any budget."""
+    from onnxprune import api
+
+    _run(api.sensitivity, given)
 
 
 @commands.command()
@@ -289,7 +257,7 @@ def _run(function: Callable[..., Any], given: dict[str, Any]) -> None:
     as_json, quiet = given.pop("as_json"), given.pop("quiet")
     if "shape" in given:
         given["shape"] = input_shapes(given["shape"])
-    _join_image_options(given)
+    join_image_options(given)
     with _progress(quiet or as_json) as progress:
         result = function(**given, progress=progress)
     if not quiet or as_json:
@@ -300,29 +268,6 @@ def _run(function: Callable[..., Any], given: dict[str, Any]) -> None:
 
 def _print(result: Any, as_json: bool) -> None:
     click.echo(json.dumps(result.json(), indent=2, allow_nan=False) if as_json else result.report())
-
-
-def _join_image_options(given: dict[str, Any]) -> None:
-    if "image_size" not in given:
-        return
-    size, layout = given.pop("image_size"), given.pop("layout")
-    mean, std = given.pop("mean"), given.pop("std")
-    if not any((size, layout, mean, std)):
-        return
-    from onnxprune.samples.images import ImageOptions
-
-    found: dict[str, Any] = {"layout": layout}
-    if size:
-        sides = size.split("x")
-        if len(sides) > 2 or not all(n.isdigit() and int(n) > 0 for n in sides):
-            raise UsageError(f"`--image-size {size}` is not of the form HxW")
-        found["size"] = (int(sides[0]), int(sides[-1]))
-    for name, text in (("mean", mean), ("std", std)):
-        try:
-            found[name] = tuple(float(n) for n in text.split(",")) if text else None
-        except ValueError as error:
-            raise UsageError(f"`--{name} {text}` is not of the form A,B,C") from error
-    given["images"] = ImageOptions(**{k: v for k, v in found.items() if v})
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress | None]:

@@ -50,6 +50,10 @@ class PlanError(PruneError):
     """A plan file is broken, or belongs to another model."""
 
 
+class CurvesError(PruneError):
+    """A file of damage curves is broken, or belongs to another model."""
+
+
 class FileError(PruneError):
     """A file cannot be read or written."""
 

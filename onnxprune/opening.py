@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import wraps
@@ -14,13 +14,17 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.blame import blaming, refuse_crashes
-from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.errors import DataError, UsageError, did_you_mean
+from onnxprune.identity.dims import Dims
 from onnxprune.manager import State, Subject
-from onnxprune.model.storage import data_file, load
+from onnxprune.model.storage import check_target, data_file, load
 from onnxprune.model.surgeon import is_graph, to_proto
 from onnxprune.normal.normalize import Normalized, normalize_with_origins
+from onnxprune.planning.damage import Damage
+from onnxprune.records.curvefile import CurveFile, record
 from onnxprune.samples import data as datasets
 from onnxprune.samples.data import ImageOptions, Source
+from onnxprune.samples.dataset import fingerprint
 from onnxprune.shape.shapes import Shape
 
 ModelSource = str | Path | ModelProto | Any
@@ -30,6 +34,7 @@ Shapes = Mapping[str, Shape]
 Command = TypeVar("Command", bound=Callable[..., Any])
 # With fewer, what is fitted holds for no other sample.
 LEAST_SAMPLES = 20
+TOO_FEW = "{n} samples are too few to fit to, to decide on and to measure"
 
 
 def blames_the_model(function: Command) -> Command:
@@ -71,16 +76,26 @@ def split(options: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
     ]
 
 
-def targets(out: Path, plan_path: str | Path | None) -> list[Path]:
-    """Where the model goes, and where its plan goes.
+def targets(
+    out: str | Path | None,
+    plan_path: str | Path | None,
+    sources: Sequence[str | Path],
+    overwrite: bool,
+) -> list[Path]:
+    """Where the model goes, and where its plan goes; nowhere where it stays in memory.
 
-    Raises: UsageError: both would be one file.
+    Raises: UsageError: both would be one file, or something stands there.
     """
+    if out is None:
+        return []
+    out = Path(out)
     plan = Path(plan_path) if plan_path else out.with_suffix(".plan.json")
     if plan.resolve() in (out.resolve(), data_file(out).resolve()):
         raise UsageError(
             "model and plan would be the same file", where=str(plan), hint="name another --plan"
         )
+    for target in (out, plan):
+        check_target(target, sources, overwrite)
     return [out, plan]
 
 
@@ -158,12 +173,13 @@ def read_parts(
         return read_data(state, shown_on, limit, images)
     read_data(state, source, limit, images)
     whole = state.data
+    least = LEAST_SAMPLES * (whole.batch or 1)
     if evaluation is not None:
         read_data(state, evaluation, limit, images)
-    if whole.n < LEAST_SAMPLES * (whole.batch or 1):
+    if whole.n < least:
         state.warnings.append(
-            f"nothing is repaired: {whole.n} samples are too few to fit to, to decide on and to "
-            f"measure; give at least {LEAST_SAMPLES * (whole.batch or 1)}, better some hundred"
+            f"nothing is repaired: {TOO_FEW.format(n=whole.n)}; give at least {least}, better "
+            "some hundred"
         )
         return None
     fit, decide, report = whole.split(state.seed)
@@ -173,3 +189,42 @@ def read_parts(
         fit = replace(fit, rows=np.sort(np.concatenate([fit.rows, report.rows])))
     state.calibration = fit, decide
     return None
+
+
+def require_parts(state: State) -> None:
+    """Refuse to go on without samples to fit on and to decide on.
+
+    Raises: DataError: there are too few.
+    """
+    if state.calibration is None:
+        least = LEAST_SAMPLES * (state.data.batch or 1)
+        raise DataError(TOO_FEW.format(n=state.data.n),
+                        hint=f"give at least {least}, better some hundred")  # fmt: skip
+
+
+def give_curves(state: State, written: CurveFile, *, judged_apart: bool) -> None:
+    """Curves from a file into the state, to be taken instead of measuring.
+
+    Args:
+        judged_apart: the figures come from other data than what is repaired on.
+    """
+    state.before[CurveFile] = written
+    known = state.calibration
+    if known is None or judged_apart or written.sha256["samples"] == fingerprint(known):
+        return
+    state.warnings.append(
+        "the curves were measured on other samples than those to repair on: some of the samples "
+        "that the figures are from may have chosen the widths"
+    )
+
+
+def curves_of(state: State) -> CurveFile:
+    """What was measured of the model, for a file."""
+    return record(
+        state[Damage],
+        state[Dims],
+        model=state.model,
+        samples=fingerprint(state.calibration),
+        seed=state.seed,
+        sizes=state.subject.sizes.cost,
+    )

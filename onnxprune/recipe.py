@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import Any
 
 from onnxprune.backend.runtime import provider_name
 from onnxprune.errors import UsageError, did_you_mean
-from onnxprune.manager import AnyPass, installed, make_pass
+from onnxprune.manager import AnyPass, Verification, installed, make_pass
 from onnxprune.planning.cost import TARGETS
 from onnxprune.samples.metrics import find as find_metric
 
+AUTO = "auto"
+ALLOCATE = (AUTO, "uniform", "global", "curves")
+# Those that look at damage.
+MEASURED = (AUTO, "curves")
 CLEAN_UPS = ("clean-constant", "clean-duplicate", "clean-unread")
 DEFAULT_SCORE = "in-out"
 
@@ -23,14 +28,18 @@ class PruneOptions:
     """Share of the original's cost to keep at most, by name: macs, params, bytes."""
     score: str = DEFAULT_SCORE
     """A score pass, with or without `score-`; options in braces."""
-    allocate: str = "global"
+    allocate: str = AUTO
+    """How widths are shared out: uniform, global, curves; auto is curves where there is data."""
     rounds: int = 1
+    """Cut in so many rounds, and measure again what each left."""
     exact: bool = False
     """Cut exact Dims only, with data too."""
     approximate: bool = False
     """Cut approximate Dims, without data too."""
     exact_only: bool = False
     """Only the exact clean-ups, no budget."""
+    max_drop: float | None = None
+    """Go to the smallest model whose metric drops no more; targets are the least to go to."""
     repair: bool = True
     """Refit what is left, where there is data to do it with."""
     skip: tuple[str, ...] = ()
@@ -77,9 +86,11 @@ def check_options(options: PruneOptions) -> None:
             raise UsageError(
                 f"`{option}` is no mapping to numbers", hint='for example {"macs": 0.5}'
             )
-    for option, kind in (("score", str), ("allocate", str), ("multiple", int), ("seed", int)):
+    for option, kind in (("score", str), ("allocate", str), ("multiple", int), ("seed", int),
+                         ("rounds", int)):  # fmt: skip
         if not isinstance(getattr(options, option), kind):
             raise UsageError(f"`{option}` is no {kind.__name__}")
+    _check_allocate(options)
     if options.seed < 0:
         raise UsageError("`seed` is negative", hint="give a number of at least 0")
     for name, share in options.target.items():
@@ -94,12 +105,65 @@ def check_options(options: PruneOptions) -> None:
         raise UsageError("`--exact` and `--approximate` exclude each other")
     if options.exact_only and (options.target or options.keep):
         raise UsageError("`--exact-only` takes no budget", hint="leave out --target and --keep")
-    if not (options.exact_only or options.target or options.keep):
+    if options.max_drop is not None:
+        _check_drop(options)
+    elif not (options.exact_only or options.target or options.keep):
         raise UsageError(
-            "nothing says how much to cut", hint="give --target macs=0.5, or --exact-only"
+            "nothing says how much to cut",
+            hint="give --target macs=0.5, --max-drop 0.01 with --data, or --exact-only",
         )
     if options.multiple < 0:
         raise UsageError("`--multiple` must be at least 1", hint="leave it out to choose by width")
+
+
+def _check_drop(options: PruneOptions) -> None:
+    drop = options.max_drop
+    if not isinstance(drop, (int, float)) or not 0 <= drop < float("inf"):
+        raise UsageError(f"`--max-drop {drop}` is no number of at least 0", hint="such as 0.01")
+    if options.exact_only:
+        raise UsageError("`--exact-only` takes no budget", hint="leave out --max-drop")
+
+
+def _check_allocate(options: PruneOptions) -> None:
+    if options.allocate not in ALLOCATE:
+        raise UsageError(
+            f"no allocator is named `{options.allocate}`",
+            hint=did_you_mean(options.allocate, ALLOCATE),
+        )
+    if options.rounds < 1:
+        raise UsageError(f"`--rounds {options.rounds}` is no number of at least 1")
+    if options.rounds > 1 and options.allocate not in MEASURED:
+        raise UsageError(
+            f"rounds measure damage again, which `--allocate {options.allocate}` does not look at",
+            hint="leave out --rounds, or give --allocate curves",
+        )
+
+
+def check_measures(options: PruneOptions, *, has_samples: bool, has_curves: bool) -> bool:
+    """Whether damage is measured, or known.
+
+    Args:
+        has_samples: there are samples to fit on and to decide on.
+        has_curves: curves were read from a file.
+    Raises: UsageError: an option asks for it, and it cannot be.
+    """
+    can = has_samples or has_curves
+    if options.exact_only:
+        return False
+    if options.allocate not in MEASURED:
+        if has_curves:
+            raise UsageError(
+                f"`--allocate {options.allocate}` does not look at curves",
+                hint="leave out --curves, or give --allocate curves",
+            )
+        return False
+    asked = "--rounds" if options.rounds > 1 else "--allocate curves"
+    if not (has_samples if options.rounds > 1 else can or options.allocate == AUTO):
+        raise UsageError(
+            f"`{asked}` measures damage on samples, and there are none or too few",
+            hint="give --data with some hundred samples",
+        )
+    return can
 
 
 def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
@@ -140,21 +204,27 @@ def clean_ups(names: Iterable[str] = CLEAN_UPS) -> list[AnyPass]:
     return [make_pass("find-dims"), *(make_pass(name) for name in names)]
 
 
+def metric_pass(options: VerifyOptions) -> Verification:
+    """What measures the metric."""
+    from onnxprune.passes.verify_metric import VerifyMetric
+
+    better = {None: "", True: "higher", False: "lower"}[options.higher_is_better]
+    return VerifyMetric(options.metric, options.output, better, options.custom_ops)
+
+
 def verify_passes(options: VerifyOptions) -> list[AnyPass]:
     """Every level of verification."""
     from onnxprune.passes.verify_latency import VerifyLatency
-    from onnxprune.passes.verify_metric import VerifyMetric
     from onnxprune.passes.verify_outputs import VerifyOutputs
     from onnxprune.passes.verify_run import VerifyRun
     from onnxprune.passes.verify_structure import VerifyStructure
 
     custom = options.custom_ops
-    better = {None: "", True: "higher", False: "lower"}[options.higher_is_better]
     return [
         VerifyStructure(),
         VerifyRun(custom_ops=custom),
         VerifyOutputs(custom_ops=custom),
-        VerifyMetric(options.metric, options.output, better, custom),
+        metric_pass(options),
         VerifyLatency(
             provider=options.provider,
             threads=options.threads,
@@ -165,8 +235,20 @@ def verify_passes(options: VerifyOptions) -> list[AnyPass]:
     ]
 
 
-def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
-    """Everything up to the cut, verification not included."""
+def sensitivity_passes(custom_ops: tuple[str, ...]) -> list[AnyPass]:
+    """Everything up to the damage of each Dim."""
+    from onnxprune.passes.measure_damage import MeasureDamage
+
+    measure = MeasureDamage(custom_ops=custom_ops, required=True)
+    return [*clean_ups(), score_pass(DEFAULT_SCORE), measure]
+
+
+def prune_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> list[AnyPass]:
+    """Everything up to the cut, verification not included.
+
+    Args:
+        measures: damage is measured, or known.
+    """
     from onnxprune.passes.cut_channels import CutChannels
     from onnxprune.passes.repair_readers import RepairReaders
     from onnxprune.passes.run_original import RunOriginal
@@ -176,31 +258,28 @@ def prune_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
         return [trial, *clean_ups()]
     cut = CutChannels(custom_ops=options.custom_ops)
     repairs = [RepairReaders(custom_ops=options.custom_ops)] if has_data and options.repair else []
-    return [*plan_passes(options, has_data=has_data), trial, cut, *repairs]
+    return [*plan_passes(options, has_data=has_data, measures=measures), trial, cut, *repairs]
 
 
-def plan_passes(options: PruneOptions, *, has_data: bool) -> list[AnyPass]:
+def plan_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> list[AnyPass]:
     """Everything up to the plan: what a dry run does."""
+    from onnxprune.passes.check_plan import CheckPlan
     from onnxprune.passes.make_plan import MakePlan
     from onnxprune.passes.measure_damage import MeasureDamage
     from onnxprune.passes.refine_plan import RefinePlan
 
-    plan = MakePlan(
-        targets=tuple(options.target.items()),
-        allocate=options.allocate,
-        multiple=options.multiple,
-        approximate=options.approximate or (has_data and not options.exact),
-        skip=as_patterns(options.skip),
-        only=as_patterns(options.only),
-        keep=tuple(options.keep.items()),
-    )
-    if options.allocate == "curves":
-        plan = RefinePlan(
-            **{f.name: getattr(plan, f.name) for f in fields(plan)},
-            rounds=options.rounds,
-            custom_ops=options.custom_ops,
-        )
-    measured: list[AnyPass] = []
-    if options.allocate == "curves":
-        measured = [MeasureDamage(custom_ops=options.custom_ops)]
-    return [*clean_ups(), score_pass(options.score), *measured, plan]
+    chosen: dict[str, Any] = {
+        "targets": tuple(options.target.items()),
+        "allocate": options.allocate,
+        "multiple": options.multiple,
+        "approximate": options.approximate or (has_data and not options.exact),
+        "skip": as_patterns(options.skip),
+        "only": as_patterns(options.only),
+        "keep": tuple(options.keep.items()),
+    }
+    before = [*clean_ups(), score_pass(options.score)]
+    if not measures:
+        return [*before, MakePlan(**chosen)]
+    measure = MeasureDamage(custom_ops=options.custom_ops)
+    plan = RefinePlan(**chosen, rounds=options.rounds, custom_ops=options.custom_ops)
+    return [*before, CheckPlan(**chosen), measure, plan]

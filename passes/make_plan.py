@@ -19,22 +19,21 @@ from onnxprune.planning.planner import Planner
 from onnxprune.planning.scores import Scores
 from onnxprune.rules import load_rules
 
+AUTO = "auto"
 Names = dict[int, frozenset[str]]
 """What a pattern may call each Dim, by Dim index."""
 
 
 @dataclass(frozen=True)
-class MakePlan(Analysis):
-    """Choose the channels that stay, under targets, floors and multiples."""
+class Planning(Analysis):
+    """What passes share that search a plan: the options, and the planner they make."""
 
-    name: ClassVar[str] = "make-plan"
     needs: ClassVar[tuple[type, ...]] = (Dims, Scores)
-    gives: ClassVar[type] = Plan
 
     targets: tuple[tuple[str, float], ...] = ()
     """Cost to keep at most: (macs, params or bytes; share of the original's)."""
     allocate: str = "global"
-    """How widths are shared out: uniform, global or curves."""
+    """How widths are shared out: uniform, global, curves, or auto: by curves where they are."""
     multiple: int = 0
     """Width multiple; 0 chooses by width."""
     approximate: bool = False
@@ -46,26 +45,23 @@ class MakePlan(Analysis):
     keep: tuple[tuple[str, float], ...] = ()
     """(pattern, channels or share to keep)."""
 
-    def run(self, state: State) -> Plan:
-        plan = self.planned(state, state[Scores], state.get(Damage))
-        if plan.coarse:
-            state.warnings.append(plan.coarse)
-        return plan
-
-    def planned(
+    def planner(
         self,
         state: State,
         scores: Scores,
         damage: Damage | None,
         before: Plan | None = None,
         power: float = 1.0,
-    ) -> Plan:
-        """The plan for targets raised to a power, within what a plan before it keeps."""
+    ) -> Planner:
+        """What searches that plan.
+
+        Raises: UsageError: an option names what is not there.
+        """
         dims = state[Dims]
-        if self.allocate not in ALLOCATORS:
+        if self.allocate not in (AUTO, *ALLOCATORS):
             raise UsageError(
                 f"no allocator is named `{self.allocate}`",
-                hint=did_you_mean(self.allocate, ALLOCATORS),
+                hint=did_you_mean(self.allocate, (AUTO, *ALLOCATORS)),
             )
         # Targets are shares of the original, before clean-ups.
         whole = state.start.cost if state.history else None
@@ -75,8 +71,7 @@ class MakePlan(Analysis):
         targets = {name: share**power for name, share in limits.targets.items()}
         most = {} if before is None else before.levels
         limits = replace(limits, targets=targets, most=most)
-        planner = Planner(dims, scores.of, cost, limits, damage)
-        return ALLOCATORS[self.allocate](planner)
+        return Planner(dims, scores.of, cost, limits, damage)
 
     def _limits(self, state: State, dims: Dims) -> Limits:
         asked = self.skip or self.only or self.keep
@@ -118,6 +113,33 @@ class MakePlan(Analysis):
                 )
             fixed |= dict.fromkeys(free, want)
         return fixed
+
+
+@dataclass(frozen=True)
+class MakePlan(Planning):
+    """Choose the channels that stay, under targets, floors and multiples."""
+
+    name: ClassVar[str] = "make-plan"
+    gives: ClassVar[type] = Plan
+
+    def run(self, state: State) -> Plan:
+        plan = self.planned(state, state[Scores], state.get(Damage))
+        if plan.coarse:
+            state.warnings.append(plan.coarse)
+        return plan
+
+    def planned(
+        self,
+        state: State,
+        scores: Scores,
+        damage: Damage | None,
+        before: Plan | None = None,
+        power: float = 1.0,
+    ) -> Plan:
+        """The plan for targets raised to a power, within what a plan before it keeps."""
+        planner = self.planner(state, scores, damage, before, power)
+        auto = "curves" if planner.damage.curves else "global"
+        return ALLOCATORS[auto if self.allocate == AUTO else self.allocate](planner)
 
 
 def _meant(dims: Dims, names: Names, made: Names, pattern: str) -> list[int]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.damage.curves import Study
+from onnxprune.damage.curves import Measured, Study
+from onnxprune.errors import PruneError
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
 from onnxprune.planning.damage import Damage
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.folds import folds
+from onnxprune.records.curvefile import CurveFile, DimCurve, restore
 
 
 @dataclass(frozen=True)
 class MeasureDamage(Analysis):
-    """Measure, on held-out calibration samples and after repair, what each width costs."""
+    """Measure, on held-out calibration samples and after repair, what each width costs.
+
+    Where the state holds curves from a file, these are taken.
+    """
 
     name: ClassVar[str] = "measure-damage"
     needs: ClassVar[tuple[type, ...]] = (Dims, Scores)
@@ -24,22 +30,37 @@ class MeasureDamage(Analysis):
     samples: int = 640
     """Calibration samples that are looked at, at most."""
     custom_ops: tuple[str, ...] = ()
+    """Libraries of custom operators that the model needs to run."""
+    required: bool = False
+    """Fail where the model does not run on the data; else scores stand in, with a warning."""
 
     def run(self, state: State) -> Damage:
-        dims = state[Dims]
-        assert state.calibration is not None
-        fit, decide = state.calibration
-        study = Study(
-            state.model,
-            state.subject.shapes[0],
-            dims,
-            folds(fit, decide, self.samples),
-            state.seed,
-            self.custom_ops,
+        dims, written = state[Dims], state.past_or_none(CurveFile)
+        found: Mapping[int, Measured | DimCurve] = (
+            self._measured(state) if written is None else restore(written, state.model, dims)
         )
-        found = study.run()
         scores = state[Scores].of.copy()
         for index, made in found.items():
             scores[dims.dims[index].channels] = 1 + made.order
         state.facts[Scores] = Scores(scores)
-        return Damage({index: made.curve for index, made in found.items()})
+        curves = {index: made.curve for index, made in found.items()}
+        return Damage(curves, {index: made.order for index, made in found.items()})
+
+    def _measured(self, state: State) -> dict[int, Measured]:
+        assert state.calibration is not None, "there is data to measure on"
+        fit, decide = state.calibration
+        study = Study(
+            state.model,
+            state.subject.shapes[0],
+            state[Dims],
+            folds(fit, decide, self.samples),
+            state.seed,
+            self.custom_ops,
+        )
+        try:
+            return study.run()
+        except PruneError as error:
+            if self.required:
+                raise
+            state.warnings.append(f"`{self.name}` left out: {error.what}")
+            return {}

@@ -38,10 +38,11 @@ class RefinePlan(MakePlan):
 
     def run(self, state: State) -> Plan:
         scores, damage, plan = state[Scores], state[Damage], None
-        for number in range(1, self.rounds + 1):
+        rounds = self.rounds if damage.curves else 1
+        for number in range(1, rounds + 1):
             if plan is not None:
                 scores, damage = self._again(state, plan, scores)
-            plan = self.planned(state, scores, damage, plan, number / self.rounds)
+            plan = self.planned(state, scores, damage, plan, number / rounds)
         assert plan is not None
         if plan.coarse:
             state.warnings.append(plan.coarse)

@@ -25,7 +25,7 @@ identity: fields ties flow combine balance channels dims occurrences
 rules:
 planning: weights scores terms lengths cost damage plan refusal planner allocate
 cutting: compact assemble cut proof oracle
-records: untrusted planrecord planfile tensorfile checkpoint
+records: untrusted planrecord planfile curvefile tensorfile checkpoint
 cleanup: known codes weight
 cleanup: linear knowledge deduce_moves deduce liveness cleaning branches duplicates
 samples: images dataset columns data metrics
@@ -36,8 +36,9 @@ damage: pooling sums bases obs curves
 repair: solve turned targets sweep
 passes:
 recipe
+search
 report:
-blame opening api cli __main__""".splitlines()
+blame opening pruning api arguments cli __main__""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]
 DOORS = {"onnxruntime": "runtime", "onnx_graphsurgeon": "surgeon"}
 

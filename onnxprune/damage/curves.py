@@ -73,7 +73,7 @@ class Study:
                 for index in group:
                     own = {k: sums[k] for k in reads[index] if k in sums}
                     made = self._study(self.dims.dims[index], own)
-                    if made is not None:
+                    if made is not None and np.isfinite(made.curve.damage).all():
                         found[index] = made
         return found
 

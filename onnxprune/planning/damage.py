@@ -33,6 +33,8 @@ class Damage:
 
     curves: Mapping[int, Curve] = field(default_factory=dict)
     """By Dim index."""
+    orders: Mapping[int, FloatArray] = field(default_factory=dict)
+    """By Dim index, shape (channels of the Dim,): larger is worth more."""
 
     def of(self, dim: Dim, levels: list[int]) -> FloatArray | None:
         """Damage at some levels of a Dim; None where it was not measured."""

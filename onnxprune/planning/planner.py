@@ -195,6 +195,11 @@ class Planner:
             return self._finer().ready()
         raise impossible(self.cost, self.limits, self.open, least)
 
+    def least(self) -> Plan:
+        """The smallest plan, whatever widths kernels like."""
+        work = self._finer() if self.limits.multiple is None else self
+        return work.plan(np.zeros_like(work.top))
+
     def _finer(self) -> Planner:
         """The same without a preference for widths that kernels like."""
         limits = replace(self.limits, multiple=1)

@@ -99,8 +99,7 @@ def record(
     """
     models = dict(zip(MODELS, (original, normalised, made.model), strict=True))
     written = PlanFile(
-        versions={name: metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        versions=versions(),
         sha256={name: digest(model) for name, model in models.items()},
         recipe=tuple(recipe),
         seed=seed,
@@ -182,6 +181,17 @@ def _check_levels(written: PlanFile, dims: Dims, levels: Mapping[int, int]) -> N
             )
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that what is written depends on."""
+    return {n: metadata.version(n) for n in _PACKAGES} | {"python": platform.python_version()}
+
+
+def changes(written: Mapping[str, str]) -> list[str]:
+    """Which of these packages have another version here."""
+    known = {name: metadata.version(name) for name in _PACKAGES}
+    return [f"{n} {v}, here {known[n]}" for n, v in written.items() if known.get(n, v) != v]
+
+
 def expect(written: PlanFile, which: str, model: Model) -> None:
     """Refuse a model that the plan was not made for.
 
@@ -191,9 +201,7 @@ def expect(written: PlanFile, which: str, model: Model) -> None:
     """
     if written.sha256[which] == digest(model):
         return
-    known = {name: metadata.version(name) for name in _PACKAGES}
-    changed = [f"{n} {v}, here {known[n]}" for n, v in written.versions.items()
-               if known.get(n, v) != v]  # fmt: skip
+    changed = changes(written.versions)
     raise PlanError(
         f"the {which} model is not the one that the plan was made for",
         where="; ".join(changed),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.errors import FileError, PlanError, PruneError
 from onnxprune.identity.fields import IntArray
@@ -16,7 +17,11 @@ from onnxprune.identity.fields import IntArray
 # The plan of a model with a million channels has about 10 MB.
 MAX_BYTES = 2**28
 MAX_INT = 2**63 - 1
+MAX_REAL = 1e300
 HINT = "let `prune` write the plan again"
+
+FloatArray = npt.NDArray[np.float64]
+_HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,24 @@ class Found:
             self.refuse(f"is not a list of whole numbers from 0 to {below - 1}")
         return tuple(self.value)
 
+    def real(self) -> float:
+        """A finite number of at least 0."""
+        is_number = type(self.value) in (int, float)
+        if not is_number or not 0 <= self.value <= MAX_REAL:
+            self.refuse("is not a number of at least 0")
+        return float(self.value)
+
+    def reals(self) -> FloatArray:
+        """A list of them."""
+        return np.array([one.real() for one in self.items()], np.float64)
+
+    def sha256(self) -> str:
+        """A hash as hexadecimal text."""
+        text = self.text()
+        if len(text) != 64 or not _HEX.issuperset(text):
+            self.refuse("is no SHA-256")
+        return text
+
     def positions(self, length: int, shape: tuple[int, ...] = ()) -> IntArray:
         """Positions of an axis, each at most once; nested lists have one row per position.
 
@@ -101,25 +124,30 @@ class Found:
         return np.stack(made)
 
 
-def read_json(path: Path) -> Found:
+def read_json(
+    path: Path, *, name: str = "plan", kind: type[PruneError] = PlanError, hint: str = HINT
+) -> Found:
     """The document in a file.
 
+    Args:
+        name: what such a file is called in messages.
+        kind: what is raised where something in it is wrong, with this hint.
     Raises:
         FileError: it cannot be read.
-        PlanError: it is no JSON, or too large.
+        PruneError: of that kind: it is no JSON, or too large.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise FileError(f"cannot read the plan: {reason}", where=str(path)) from error
+        raise FileError(f"cannot read the {name}: {reason}", where=str(path)) from error
     if len(raw) > MAX_BYTES:
-        raise PlanError(f"a plan is not larger than {MAX_BYTES >> 20} MiB", where=str(path))
+        raise kind(f"a {name} is not larger than {MAX_BYTES >> 20} MiB", where=str(path))
     try:
-        return Found(parse_json(raw))
+        return Found(parse_json(raw), kind=kind, hint=hint)
     except ValueError as error:
-        raise PlanError(f"this is no plan: {error}", where=str(path), hint=HINT) from error
+        raise kind(f"this is no {name}: {error}", where=str(path), hint=hint) from error
 
 
 def parse_json(raw: bytes) -> Any:

@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
+
 from onnxprune.cutting.cut import Cut
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State, installed
 from onnxprune.model.graph import Model
 from onnxprune.planning.cost import Cost
+from onnxprune.planning.damage import Curve, Damage
 from onnxprune.planning.plan import Plan
 from onnxprune.repair.sweep import Repaired
 from onnxprune.report.shares import prunable_params, shares
 from onnxprune.rules import load_rules
 from onnxprune.rules.registry import Rules
+from onnxprune.search import Descent
 from onnxprune.shape.shapes import Shape
 from onnxprune.verification.sensitivity import Ranking
 from onnxprune.verification.trials import plain
@@ -80,9 +84,65 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "widths": plan_rows(dims, plan) if plan is not None else [],
         "prunable_params": prunable_params(subject.model, dims),
         "repaired": None if repaired is None else repaired.kinds,
+        **path_document(state.get(Descent)),
         "verify": findings,
         "seconds": rounded(state.seconds),
         "warnings": list(dict.fromkeys(state.warnings)),
+    }
+
+
+def path_document(found: Descent | None) -> dict[str, Any]:
+    """The budgets that were tried under --max-drop, and what they were judged by."""
+    if found is None:
+        return {"path": None, "path_on": None}
+    rows = [
+        {"cost": dict(t.cost), "metric": t.value, "drop": t.drop, "holds": t.holds,
+         "chosen": t is found.best}
+        for t in found.path
+    ]  # fmt: skip
+    about = {
+        "metric": found.metric,
+        "before": found.before,
+        "max_drop": found.max_drop,
+        "samples": found.samples,
+    }
+    return {"path": rows, "path_on": about}
+
+
+# Widths that the table shows the damage at.
+SHOWN_WIDTHS = (0.75, 0.5, 0.25)
+
+
+def sensitivity_document(state: State) -> dict[str, Any]:
+    """What each Dim's removal costs, the cheapest for the MACs it has to do with first."""
+    dims, damage, subject = state[Dims], state[Damage], state.subject
+    found = shares(state.model, dims, subject.at_cost, load_rules())
+    rows = [
+        _curve_row(dims.dims[index], curve, found.macs.get(index, 0.0))
+        for index, curve in damage.curves.items()
+    ]
+    return {
+        "schema": schema_name("sensitivity"),
+        "cost": asdict(subject.cost),
+        "shapes": shapes_document(subject.sizes.cost),
+        "dims": sorted(rows, key=lambda row: row["damage_per_macs"]),
+        "unmeasured": [d.name for d in dims.free if d.index not in damage.curves],
+        "seconds": rounded(state.seconds),
+        "warnings": list(dict.fromkeys(state.warnings)),
+    }
+
+
+def _curve_row(dim: Dim, curve: Curve, macs: float) -> dict[str, Any]:
+    at = curve.at(np.array(SHOWN_WIDTHS)).tolist()
+    half = at[SHOWN_WIDTHS.index(0.5)]
+    return {
+        "name": dim.name,
+        "size": dim.size,
+        "rows": dim.rows,
+        "exact": dim.is_exact,
+        "macs_share": round(macs, 6),
+        "damage": [{"width": w, "damage": d} for w, d in zip(SHOWN_WIDTHS, at, strict=True)],
+        "damage_per_macs": half / max(macs, 1e-9),
     }
 
 

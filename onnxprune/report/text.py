@@ -65,12 +65,25 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     if rows:
         yield Text()
         yield _widths(rows)
+    if content["path"]:
+        yield from _path(content["path"], content["path_on"])
     if content.get("verify"):
         yield Text()
         yield from _findings(content["verify"])
     yield from _warnings(content)
     if content["output"]:
         yield Text(f"\nwritten to {content['output']}" + _plan_note(content))
+
+
+def _path(rows: list[dict[str, Any]], on: dict[str, Any]) -> Iterator[RenderableType]:
+    yield Text(f"\nbudgets tried, each from the original: {on['metric']} of {on['before']:.4f} may "
+               f"drop by {on['max_drop']:g} (on {on['samples']} samples to decide on)")  # fmt: skip
+    table = _table(*rows[0]["cost"], on["metric"], "drop", "status")
+    for row in rows:
+        shares = [f"{share:.3f}" for share in row["cost"].values()]
+        status = "chosen" if row["chosen"] else "holds" if row["holds"] else "too much"
+        table.add_row(*shares, f"{row['metric']:.4f}", f"{row['drop']:.4f}", status)
+    yield table
 
 
 def _plan_note(content: dict[str, Any]) -> str:
@@ -102,6 +115,27 @@ def count(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.2f} {unit}"
     return f"{value:g}"
+
+
+def _sensitivity(content: dict[str, Any]) -> Iterator[RenderableType]:
+    rows = content["dims"]
+    yield Text("what is lost with each Dim, after repair, relative to the variance of what is lost "
+               "from; the cheapest for its MACs first")  # fmt: skip
+    widths = [f"at {one['width']:.0%}" for one in rows[0]["damage"]] if rows else []
+    table = _table("dim", "size", "rows", "MACs", *widths, "for its MACs")
+    for row in rows[:MOST_ROWS]:
+        damage = [f"{one['damage']:.2g}" for one in row["damage"]]
+        sizes = str(row["size"]), str(row["rows"]), f"{row['macs_share']:.1%}"
+        table.add_row(row["name"], *sizes, *damage, f"{row['damage_per_macs']:.2g}")
+    yield table
+    if len(rows) > MOST_ROWS:
+        yield Text(f"... and {len(rows) - MOST_ROWS} more, all of them in --json")
+    if content["unmeasured"]:
+        yield Text(f"\n{len(content['unmeasured'])} Dims that may be cut have no reader that "
+                   "damage can be measured on; their scores stand in for it")  # fmt: skip
+    yield from _warnings(content)
+    if content["output"]:
+        yield Text(f"\nwritten to {content['output']}")
 
 
 def _inspect(content: dict[str, Any]) -> Iterator[RenderableType]:
@@ -293,6 +327,7 @@ def _warnings(content: dict[str, Any]) -> Iterator[RenderableType]:
 
 _SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[RenderableType]]] = {
     "prune": _prune,
+    "sensitivity": _sensitivity,
     "inspect": _inspect,
     "verify": _verify,
     "normalize": _normalize,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +88,18 @@ class Dataset:
         rows = np.resize(self.rows, self.batch or size)
         return {name: array.shape for name, array in self._feeds(rows).items()}
 
+    def feed_hash(self, found: Any, *, labels: bool) -> None:
+        """Give the samples, in their order, to a hash."""
+        for name, array in sorted(self.constants.items()):
+            found.update(f"{name}:{array.dtype}{array.shape};".encode() + array.tobytes())
+        parts = dict(self.arrays)
+        if labels and self.all_labels is not None:
+            parts[""] = self.all_labels  # no input has this name
+        for name, array in sorted(parts.items()):
+            for start in range(0, self.n, ROWS_AT_ONCE):
+                part = np.asarray(array[self.rows[start : start + ROWS_AT_ONCE]])
+                found.update(f"{name}:{part.dtype}{part.shape};".encode() + part.tobytes())
+
     def split(self, seed: int) -> tuple[Dataset, Dataset, Dataset]:
         """Fit (60%), decide (20%) and report (20%), disjoint, drawn by seed.
 
@@ -106,6 +120,15 @@ class Dataset:
         parts = np.split(order, [fit, fit + decide])
         first, second, third = (self.subset(np.sort(part)) for part in parts)
         return first, second, third
+
+
+def fingerprint(parts: Sequence[Dataset], *, labels: bool = False) -> str:
+    """SHA-256 of some sets of samples, as hexadecimal text."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{part.n} samples;".encode())
+        part.feed_hash(found, labels=labels)
+    return found.hexdigest()
 
 
 def batch_axes(specs: Sequence[Spec]) -> tuple[dict[str, int | None], int | None]:
