@@ -39,10 +39,6 @@ class MeasureDamage(Analysis):
         found: Mapping[int, Measured | DimCurve] = (
             self._measured(state) if written is None else restore(written, state.model, dims)
         )
-        scores = state[Scores].of.copy()
-        for index, made in found.items():
-            scores[dims.dims[index].channels] = 1 + made.order
-        state.facts[Scores] = Scores(scores)
         curves = {index: made.curve for index, made in found.items()}
         return Damage(curves, {index: made.order for index, made in found.items()})
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.identity.dims import Dim
-from onnxprune.planning.scores import FloatArray
+from onnxprune.identity.dims import Dim, Dims
+from onnxprune.planning.scores import FloatArray, Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,13 @@ class Damage:
     """By Dim index."""
     orders: Mapping[int, FloatArray] = field(default_factory=dict)
     """By Dim index, shape (channels of the Dim,): larger is worth more."""
+
+    def scores(self, dims: Dims, scores: Scores) -> Scores:
+        """The orders where they were measured, the scores elsewhere."""
+        found = scores.of.copy()
+        for index, order in self.orders.items():
+            found[dims.dims[index].channels] = 1 + order
+        return Scores(found)
 
     def of(self, dim: Dim, levels: list[int]) -> FloatArray | None:
         """Damage at some levels of a Dim; None where it was not measured."""

@@ -54,6 +54,9 @@ class Plan:
     whole: Cost
     coarse: str = ""
     """Why no target is met more closely; empty where one is."""
+    tried: Mapping[str, float] = field(default_factory=dict)
+    """Plans that were compared, and what each cost the outputs: squared difference relative to
+    their variance, on samples held out."""
 
     @property
     def ratios(self) -> dict[str, float]:
