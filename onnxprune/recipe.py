@@ -257,7 +257,9 @@ def prune_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> li
     if options.exact_only:
         return [trial, *clean_ups()]
     cut = CutChannels(custom_ops=options.custom_ops)
-    repairs = [RepairReaders(custom_ops=options.custom_ops)] if has_data and options.repair else []
+    copies = not {"params", "bytes"} & options.target.keys()  # they would go beyond these
+    repair = RepairReaders(custom_ops=options.custom_ops, copies=copies)
+    repairs = [repair] if has_data and options.repair else []
     return [*plan_passes(options, has_data=has_data, measures=measures), trial, cut, *repairs]
 
 

@@ -23,7 +23,8 @@ class RepairReaders(Rewrite):
     layers, depthwise ones and norms get the mean and variance of their channels back. What does
     not become better on held-out samples stays. The gates of an LSTM, GRU or RNN are solved for
     twice: beside states of the original, then beside those that the repaired cell runs into.
-    Weights that several nodes read are left alone.
+    A small weight that several nodes read is copied for one of them where that may be (`copies`);
+    larger ones are left alone.
     """
 
     name: ClassVar[str] = "repair-readers"
@@ -35,6 +36,8 @@ class RepairReaders(Rewrite):
     """Calibration samples that are looked at, at most."""
     custom_ops: tuple[str, ...] = ()
     """Libraries of custom operators that the model needs to run."""
+    copies: bool = False
+    """Give nodes that share a small weight one each, where refitting makes them differ."""
 
     def run(self, state: State) -> Rewritten:
         if state.calibration is None:
@@ -46,8 +49,9 @@ class RepairReaders(Rewrite):
         parts = folds(fit, decide, self.samples)
         try:
             made, done = repaired(
-                before, state[Cut], dims, plan.alive, parts, state.seed, self.custom_ops
-            )
+                before, state[Cut], dims, plan.alive, parts, state.seed, self.custom_ops,
+                copies=self.copies,
+            )  # fmt: skip
         except PruneError as error:
             state.warnings.append(f"`repair-readers` left out: {error.what}")
             return Rewritten(state.model, (Repaired({}),))

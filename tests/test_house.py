@@ -33,7 +33,7 @@ manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window frontier view recurrent stream find folds
 damage: pooling sums bases obs curves
-repair: solve turned targets sweep choose
+repair: copies solve turned targets sweep choose
 passes:
 recipe
 search

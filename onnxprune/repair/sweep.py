@@ -21,6 +21,7 @@ from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
 from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, positions
 from onnxprune.readers.view import Changes
+from onnxprune.repair.copies import apart, copied, together
 from onnxprune.repair.solve import Affine, Repair, repair
 from onnxprune.repair.targets import Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
@@ -45,19 +46,23 @@ def repaired(
     folds: Sequence[Dataset],
     seed: int,
     custom_ops: Sequence[str] = (),
+    *,
+    copies: bool = False,
 ) -> tuple[Model, dict[str, Repair]]:
     """A cut model refit to give what the original gave, and what was done to each reader.
 
     Args:
         alive: shape (channels,).
+        copies: a node may get a copy of a small weight that it shares.
     """
-    model, known = original.model, original.shapes[0]
+    known, slots = original.shapes[0], copied(made.model, original.model) if copies else []
+    model, thin = apart(original.model, slots), apart(made.model, slots)
     views = find_views(model, known, dims.ties)
-    cut = find_cut_views(made.model, made.first, dims.ties, views, alive[dims.of])
+    cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
-    waves = targets(model, made.model, made.first, dims, alive[dims.of], known, turns)
-    sweep = Sweep(model, made.model, folds, seed, custom_ops)
-    return sweep.run(waves), sweep.done
+    waves = targets(model, thin, made.first, dims, alive[dims.of], known, turns)
+    sweep = Sweep(model, thin, folds, seed, custom_ops)
+    return together(sweep.run(waves), made.model, thin), sweep.done
 
 
 @dataclass(eq=False)
