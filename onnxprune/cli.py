@@ -128,6 +128,8 @@ COMPARISON = _options(
 @COMPARISON
 @CUSTOM_OPS
 @click.option("--plan", "plan_path", type=click.Path(), help="Where to write the plan.")
+@click.option("--resume", is_flag=True,
+              help="Go on where a run with --max-drop or --rounds was interrupted.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print plan and cost; cut and write nothing.")
 @SEED
 @JSON
