@@ -130,7 +130,7 @@ def prune(
                 dry_run=dry_run, resume=resume)  # fmt: skip
     sources = opening.paths(model, data, evaluation, curves)
     targets = [] if dry_run else opening.targets(out, plan_path, sources, overwrite)
-    state = opening.start(model, shape, run.chosen.seed, progress)
+    state = opening.start(model, shape, run.chosen.seed, progress, run.chosen.workers)
     opening.read_parts(state, data, evaluation, limit, images, splits=not run.chosen.exact_only)
     if known is not None:
         opening.give_curves(state, known, judged_apart=evaluation is not None)
@@ -162,6 +162,7 @@ def sensitivity(
     shape: Shapes | None = None,
     custom_ops: Sequence[str] = (),
     seed: int = 0,
+    workers: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -169,15 +170,18 @@ def sensitivity(
 
     Args:
         out: where to write the curves; None keeps them in memory (`Result.curves`).
+        workers: threads that measure Dims side by side; 0: as many as cores, at most 4.
         data: samples; the seed draws those that `prune` would not show figures of.
 
     Raises: PruneError: of a kind that says what is wrong with the input or the options.
     """
     if data is None:
         raise UsageError("damage is measured on data, and there is none", hint="give --data")
+    if workers < 0:
+        raise UsageError("`workers` is negative", hint="give a number of at least 0")
     if out is not None:
         check_target(out, opening.paths(model, data), overwrite)
-    state = opening.start(model, shape, seed, progress)
+    state = opening.start(model, shape, seed, progress, workers)
     opening.read_parts(state, data, None, limit, images, splits=True)
     opening.require_parts(state)
     PassManager(sensitivity_passes(tuple(custom_ops))).run(state)

@@ -33,6 +33,8 @@ from onnxprune.search import Descent, Tried
 SCHEMA = 1
 SUFFIX = ".progress"
 HINT = "leave out --resume, and give --overwrite, to start anew"
+# Options that no byte follows from.
+FREE = ("workers",)
 KEYS = ("model", "options", "data", "curves", "versions")
 
 Key = Mapping[str, str]
@@ -45,9 +47,10 @@ def key_of(state: State, options: PruneOptions, comparison: VerifyOptions) -> Ke
     shapes = {name: list(shape) for name, shape in state.subject.given.items()}
     given = state.past_or_none(CurveFile)
     parts = state.calibration
+    own = {name: value for name, value in asdict(options).items() if name not in FREE}
     return {
         "model": digest(state.original.model),
-        "options": _hash([asdict(options), metric, shapes]),
+        "options": _hash([own, metric, shapes]),
         "data": "" if parts is None else fingerprint(parts, labels=True),
         "curves": "" if given is None else _hash(curvefile.document(given)),
         "versions": _hash(versions()),

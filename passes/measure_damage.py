@@ -56,6 +56,7 @@ class MeasureDamage(Analysis):
             folds(fit, decide, self.samples),
             state.seed,
             self.custom_ops,
+            workers=state.workers,
         )
         try:
             return study.run()

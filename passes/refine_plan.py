@@ -68,7 +68,7 @@ class RefinePlan(MakePlan):
         alive = plan.alive[dims.of]
         views = _known(state, dims, made, alive, repaired_)
         study = Study(repaired_, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
-                      views)  # fmt: skip
+                      views, state.workers)  # fmt: skip
         found = study.run()
         of = plan.scores.copy()
         for index, one in found.items():
