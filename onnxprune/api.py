@@ -21,7 +21,7 @@ from onnxprune.passes.cut_channels import CutChannels
 from onnxprune.passes.find_dims import FindDims
 from onnxprune.passes.rank_features import RankFeatures
 from onnxprune.planning.plan import Plan
-from onnxprune.pruning import carried_out, chosen_options, recorded, verified
+from onnxprune.pruning import begin, verified
 from onnxprune.recipe import (
     CLEAN_UPS,
     VerifyOptions,
@@ -101,6 +101,7 @@ def prune(
     curves: str | Path | Mapping[str, Any] | None = None,
     plan_path: str | Path | None = None,
     dry_run: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -116,6 +117,7 @@ def prune(
         shape: input shapes that cost is counted at.
         curves: what `sensitivity` wrote for this model, instead of measuring; or that document.
         plan_path: where to write the plan; beside `out` by default.
+        resume: go on where a run with --max-drop or --rounds was interrupted.
         dry_run: choose and cost the plan only.
         options: fields of `recipe.PruneOptions` and `recipe.VerifyOptions`.
 
@@ -124,24 +126,22 @@ def prune(
         ToolDefect: the result would be wrong; nothing is written.
     """
     known = None if curves is None else curvefile.read(curves)
-    has_data = data is not None
-    chosen, comparison = chosen_options(
-        options, plan_path=plan_path, curves=curves, has_data=has_data, dry_run=dry_run
-    )
+    run = begin(options, plan_path=plan_path, curves=curves, has_data=data is not None,
+                dry_run=dry_run, resume=resume)  # fmt: skip
     sources = opening.paths(model, data, evaluation, curves)
     targets = [] if dry_run else opening.targets(out, plan_path, sources, overwrite)
-    state = opening.start(model, shape, chosen.seed, progress)
-    splits = not chosen.exact_only
-    opening.read_parts(state, data, evaluation, limit, images, splits=splits)
+    state = opening.start(model, shape, run.chosen.seed, progress, run.chosen.workers)
+    opening.read_parts(state, data, evaluation, limit, images, splits=not run.chosen.exact_only)
     if known is not None:
         opening.give_curves(state, known, judged_apart=evaluation is not None)
-    steps = carried_out(state, chosen, comparison, has_data=has_data, dry_run=dry_run)
-    plan = None if chosen.exact_only or dry_run else recorded(state, steps)
-    findings = {} if dry_run else verified(state, comparison)
+    run = run.kept(state, targets, resume=resume, overwrite=overwrite)
+    plan = run.carry_out(state)
+    findings = {} if dry_run else verified(state, run.comparison)
     with opening.timed(state, "save"):
         if targets:
             beside = {targets[1]: planfile.writer(plan)} if plan is not None else {}
             save(state.model, targets[0], overwrite=overwrite, beside=beside)
+    run.done()
     content = document.prune_document(state, findings) | {
         "model": opening.shown(model),
         "output": opening.shown(targets[0]) if targets else None,
@@ -162,6 +162,7 @@ def sensitivity(
     shape: Shapes | None = None,
     custom_ops: Sequence[str] = (),
     seed: int = 0,
+    workers: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -169,15 +170,18 @@ def sensitivity(
 
     Args:
         out: where to write the curves; None keeps them in memory (`Result.curves`).
+        workers: threads that measure Dims side by side; 0: as many as cores, at most 4.
         data: samples; the seed draws those that `prune` would not show figures of.
 
     Raises: PruneError: of a kind that says what is wrong with the input or the options.
     """
     if data is None:
         raise UsageError("damage is measured on data, and there is none", hint="give --data")
+    if workers < 0:
+        raise UsageError("`workers` is negative", hint="give a number of at least 0")
     if out is not None:
         check_target(out, opening.paths(model, data), overwrite)
-    state = opening.start(model, shape, seed, progress)
+    state = opening.start(model, shape, seed, progress, workers)
     opening.read_parts(state, data, None, limit, images, splits=True)
     opening.require_parts(state)
     PassManager(sensitivity_passes(tuple(custom_ops))).run(state)

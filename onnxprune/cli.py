@@ -61,6 +61,10 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress and no text.")
 SEED = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
 )
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=0), default=0,
+    help="Threads that measure damage; 0: as many as there are cores, at most 4.",
+)  # fmt: skip
 SHAPE = click.option(
     "--shape", multiple=True, metavar="INPUT=DIMS",
     help="Sizes that cost is counted at, such as image=1x3x224x224.",
@@ -128,7 +132,10 @@ COMPARISON = _options(
 @COMPARISON
 @CUSTOM_OPS
 @click.option("--plan", "plan_path", type=click.Path(), help="Where to write the plan.")
+@click.option("--resume", is_flag=True,
+              help="Go on where a run with --max-drop or --rounds was interrupted.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print plan and cost; cut and write nothing.")
+@WORKERS
 @SEED
 @JSON
 @QUIET
@@ -153,6 +160,7 @@ def prune(**given: Any) -> None:
 @DATA
 @SHAPE
 @CUSTOM_OPS
+@WORKERS
 @SEED
 @JSON
 @QUIET

@@ -54,6 +54,10 @@ class CurvesError(PruneError):
     """A file of damage curves is broken, or belongs to another model."""
 
 
+class ProgressError(PruneError):
+    """What an interrupted run left is broken, or belongs to another run."""
+
+
 class FileError(PruneError):
     """A file cannot be read or written."""
 

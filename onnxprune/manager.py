@@ -66,6 +66,8 @@ class State:
     """A `data.Dataset` that figures are measured on, or None."""
     calibration: Any = None
     """Two of them that repair may look at, to fit and to decide, or None."""
+    workers: int = 0
+    """Threads that passes may use side by side; results do not depend on it. 0: by the cores."""
     progress: Progress = print
     facts: dict[type, Any] = field(default_factory=dict)
     """Facts about the model as it is now, by type."""

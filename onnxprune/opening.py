@@ -110,7 +110,11 @@ def shown(path: Any) -> str | None:
 
 
 def start(
-    model: ModelSource, shape: Shapes | None, seed: int, progress: Progress | None
+    model: ModelSource,
+    shape: Shapes | None,
+    seed: int,
+    progress: Progress | None,
+    workers: int = 0,
 ) -> State:
     """The state that a recipe begins with: the model as loaded, and its normalised form."""
     report = progress or _silent
@@ -133,6 +137,7 @@ def start(
         Subject(loaded),
         subject,
         seed,
+        workers=workers,
         progress=report,
         seconds=seconds,
         before=before,

@@ -51,6 +51,8 @@ class PruneOptions:
     custom_ops: tuple[str, ...] = ()
     """Libraries of custom operators; they are loaded and run."""
     seed: int = 0
+    workers: int = 0
+    """Threads that measure damage; 0: as many as there are cores, at most 4."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ def check_options(options: PruneOptions) -> None:
                 f"`{option}` is no mapping to numbers", hint='for example {"macs": 0.5}'
             )
     for option, kind in (("score", str), ("allocate", str), ("multiple", int), ("seed", int),
-                         ("rounds", int)):  # fmt: skip
+                         ("rounds", int), ("workers", int)):  # fmt: skip
         if not isinstance(getattr(options, option), kind):
             raise UsageError(f"`{option}` is no {kind.__name__}")
     _check_allocate(options)
-    if options.seed < 0:
-        raise UsageError("`seed` is negative", hint="give a number of at least 0")
+    for option in ("seed", "workers"):
+        if getattr(options, option) < 0:
+            raise UsageError(f"`{option}` is negative", hint="give a number of at least 0")
     for name, share in options.target.items():
         if name not in TARGETS:
             raise UsageError(f"no cost is named `{name}`", hint=did_you_mean(name, TARGETS))

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
-from onnxprune.errors import BudgetError, DataError
+from onnxprune.errors import BudgetError, DataError, ProgressError
 from onnxprune.manager import AnyPass, PassManager, State
 from onnxprune.passes.make_plan import MakePlan
+from onnxprune.passes.refine_plan import RefinePlan
 from onnxprune.passes.run_original import RunOriginal
 from onnxprune.planning.cost import TARGETS
 from onnxprune.planning.plan import Plan
@@ -106,6 +107,8 @@ class Search:
     """The begin of the path, where an interrupted search found it."""
     after_each: Callable[[Descent], None] = lambda _: None
     """Told of the path so far."""
+    after_head: Callable[[State], None] = lambda _: None
+    """Told when damage is measured."""
     _found: Descent | None = None
     _known_metrics: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     """By what a plan keeps: near budgets often have the same plan."""
@@ -121,6 +124,7 @@ class Search:
         self._check_metric()
         head, tail = self._split({})
         PassManager(head).run(self.state)
+        self.after_head(self.state)
         self._goals = self._least(tail[0])
         descend(min(self._goals.values()), self._attempt)
         assert self._found is not None, "at least one share was tried"
@@ -156,7 +160,13 @@ class Search:
         passes = self._passes(targets)
         at = next(i for i, one in enumerate(passes) if isinstance(one, MakePlan))
         trial = [one for one in passes[at:] if isinstance(one, RunOriginal)]
-        return [*passes[:at], *trial], [one for one in passes[at:] if one not in trial]
+        # Budgets are many: each is planned from the curves, and not compared with other plans.
+        rest = [
+            replace(one, candidates=False) if isinstance(one, RefinePlan) else one
+            for one in passes[at:]
+            if one not in trial
+        ]
+        return [*passes[:at], *trial], rest
 
     def _least(self, plan: MakePlan) -> dict[str, float]:
         """The targets, but none below the smallest plan; without any that of the MACs.
@@ -180,6 +190,9 @@ class Search:
         done = 0 if self._found is None else len(self._found.path)
         if self.known is not None and done < len(self.known.path):
             self._found = replace(self.known, path=self.known.path[: done + 1])
+            if self._found.path[-1].share != share or self.known.max_drop != self._limit:
+                raise ProgressError("the budgets that were found are none of this run",
+                                    hint="start anew, without --resume")  # fmt: skip
             return self._found.path[-1]
         made = self._cut(share)
         metric = self._measured(made)

@@ -16,6 +16,7 @@ from onnxprune.planning.cost import CostModel
 from onnxprune.planning.damage import Damage
 from onnxprune.planning.plan import Limits, Plan
 from onnxprune.planning.planner import Planner
+from onnxprune.planning.rounds import Round
 from onnxprune.planning.scores import Scores
 from onnxprune.rules import load_rules
 
@@ -50,7 +51,7 @@ class Planning(Analysis):
         state: State,
         scores: Scores,
         damage: Damage | None,
-        before: Plan | None = None,
+        before: Round | None = None,
         power: float = 1.0,
     ) -> Planner:
         """What searches that plan.
@@ -133,10 +134,10 @@ class MakePlan(Planning):
         state: State,
         scores: Scores,
         damage: Damage | None,
-        before: Plan | None = None,
+        before: Round | None = None,
         power: float = 1.0,
     ) -> Plan:
-        """The plan for targets raised to a power, within what a plan before it keeps."""
+        """The plan for targets raised to a power, within what a round before it keeps."""
         planner = self.planner(state, scores, damage, before, power)
         auto = "curves" if planner.damage.curves else "global"
         return ALLOCATORS[auto if self.allocate == AUTO else self.allocate](planner)

@@ -52,6 +52,7 @@ class MeasureDamage(Analysis):
             folds(fit, decide, self.samples),
             state.seed,
             self.custom_ops,
+            workers=state.workers,
         )
         try:
             return study.run()

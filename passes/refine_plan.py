@@ -9,13 +9,14 @@ import numpy as np
 
 from onnxprune.cutting.cut import Cut, cut
 from onnxprune.damage.curves import Study
-from onnxprune.errors import PruneError
+from onnxprune.errors import ProgressError, PruneError
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import State
 from onnxprune.model.graph import Model
 from onnxprune.passes.make_plan import AUTO, MakePlan
 from onnxprune.planning.damage import Damage
 from onnxprune.planning.plan import Plan, select
+from onnxprune.planning.rounds import Round, RoundLog
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.folds import folds
@@ -24,7 +25,6 @@ from onnxprune.records.curvefile import CurveFile
 from onnxprune.repair.choose import Trials
 from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
-
 
 # Plans are compared where that takes about a minute: MACs of the model times samples. A part of
 # the samples would not do: on 128 of 512 a plan won that lost 1.3 points more than the best.
@@ -50,16 +50,21 @@ class RefinePlan(MakePlan):
     """Libraries of custom operators that the model needs to run."""
 
     def run(self, state: State) -> Plan:
-        damage, plan = state[Damage], None
-        scores = damage.scores(state[Dims], state[Scores])
+        damage = state[Damage]
+        first = scores = damage.scores(state[Dims], state[Scores])
+        log, plan = state.past_or_none(RoundLog) or RoundLog(), None
         rounds = self.rounds if damage.curves else 1
-        for number in range(1, rounds + 1):
-            if plan is not None:
-                scores, damage = self._again(state, plan, scores)
-            plan = self.planned(state, scores, damage, plan, number / rounds)
-        assert plan is not None
-        if damage.curves and self._may_choose(state):
-            plan = self._chosen(state, scores, plan)
+        last = log.known if log.known is None else _checked(log.known, state[Dims], rounds)
+        for number in range(1 if last is None else last.number + 1, rounds + 1):
+            if last is not None:
+                scores, damage = self._again(state, last)
+            plan = self.planned(state, scores, damage, last, number / rounds)
+            last = Round(number, plan.alive, plan.levels, scores.of)
+            if number < rounds:
+                log.after_each(last)
+        assert plan is not None, "the last round is never known"
+        if damage.curves and rounds == 1 and self._may_choose(state):
+            plan = self._chosen(state, first, plan)
         if plan.coarse:
             state.warnings.append(plan.coarse)
         return plan
@@ -93,8 +98,8 @@ class RefinePlan(MakePlan):
             return plan
         return replace(plans[best], tried=errors)
 
-    def _again(self, state: State, plan: Plan, scores: Scores) -> tuple[Scores, Damage]:
-        """Scores and damage in the model that a plan leaves, repaired."""
+    def _again(self, state: State, plan: Round) -> tuple[Scores, Damage]:
+        """Scores and damage in the model that a round leaves, repaired."""
         dims = state[Dims]
         fit, decide = state.calibration
         parts = folds(fit, decide, self.samples)
@@ -106,13 +111,28 @@ class RefinePlan(MakePlan):
         alive = plan.alive[dims.of]
         views = _known(state, dims, made, alive, repaired_)
         study = Study(repaired_, made.first, dims, parts, state.seed, self.custom_ops, plan.alive,
-                      views)  # fmt: skip
+                      views, state.workers)  # fmt: skip
         found = study.run()
-        of = scores.of.copy()
+        of = plan.scores.copy()
         for index, one in found.items():
             of[dims.dims[index].channels] = 1 + one.order
         of[~plan.alive] = -1.0
         return Scores(of), Damage({index: one.curve for index, one in found.items()})
+
+
+def _checked(known: Round, dims: Dims, rounds: int) -> Round:
+    """A round from a file.
+
+    Raises: ProgressError: it is none of this model.
+    """
+    fits = len(known.alive) == dims.count and all(
+        index < len(dims.dims) and level < len(dims.dims[index].levels)
+        for index, level in known.levels.items()
+    )
+    if not fits or not 0 < known.number < rounds:
+        raise ProgressError("the round that was found is none of this model",
+                            hint="start anew, without --resume")  # fmt: skip
+    return known
 
 
 def _known(

@@ -23,7 +23,7 @@ normal: floats origin draft fold normalize
 shape: kernels contrib shapes valid sizes
 identity: fields ties flow combine balance channels dims occurrences
 rules:
-planning: weights scores terms lengths cost damage plan refusal planner allocate
+planning: weights scores terms lengths cost damage plan rounds refusal planner allocate
 cutting: compact assemble cut proof oracle
 records: untrusted planrecord planfile curvefile tensorfile checkpoint
 cleanup: known codes weight
@@ -37,6 +37,7 @@ repair: copies solve turned targets sweep choose
 passes:
 recipe
 search
+progress
 report:
 blame opening pruning api arguments cli __main__""".splitlines()
 PACKAGES = [line.partition(":")[0] for line in LAYERS if line.endswith(":")]

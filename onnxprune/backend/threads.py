@@ -7,10 +7,20 @@ anything else runs on the machine: a Cholesky factor of 768 columns took 5 ms on
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+MOST_WORKERS = 4
+
+
+def default_workers() -> int:
+    """The cores that this process may use, but not more than are of use."""
+    known = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(known(0)) if known else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import LinAlgError
 
-from onnxprune.backend.threads import one_thread
+from onnxprune.backend.threads import default_workers, one_thread
 from onnxprune.damage.bases import Basis, choices, find_bases, losses
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
 from onnxprune.damage.sums import Sums, gather, memory
@@ -52,6 +53,8 @@ class Study:
     alive: BoolArray | None = None
     """Shape (channels,): what is left in a model that was cut; its views know their columns."""
     views: dict[str, View] = field(default_factory=dict)
+    workers: int = 0
+    """Threads that measure Dims side by side; 0: as many as there are cores, at most 4."""
     _bases: dict[int, list[Basis]] = field(default_factory=dict)
 
     def run(self) -> dict[int, Measured]:
@@ -62,7 +65,7 @@ class Study:
             self._bases = find_bases(self.model, self.dims, self._views)
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
-        found = {}
+        found: dict[int, Measured] = {}
         with one_thread():
             for group in self._groups(reads):
                 keys = dict.fromkeys(k for index in group for k in reads[index])
@@ -70,12 +73,20 @@ class Study:
                 sums = gather(
                     self.model, self.shapes, views, self.folds, self.seed, self.custom_ops
                 )
-                for index in group:
-                    own = {k: sums[k] for k in reads[index] if k in sums}
-                    made = self._study(self.dims.dims[index], own)
-                    if made is not None and np.isfinite(made.curve.damage).all():
-                        found[index] = made
+                found |= self._studied({i: [k for k in reads[i] if k in sums] for i in group}, sums)
         return found
+
+    def _studied(
+        self, reads: Mapping[int, Sequence[str]], sums: Mapping[str, Sums]
+    ) -> dict[int, Measured]:
+        """Some Dims side by side; each is measured by itself, so workers change no number."""
+
+        def study(index: int) -> Measured | None:
+            return self._study(self.dims.dims[index], {k: sums[k] for k in reads[index]})
+
+        with ThreadPoolExecutor(self.workers or default_workers()) as pool:
+            made = zip(reads, pool.map(study, reads), strict=True)
+            return {i: m for i, m in made if m is not None and np.isfinite(m.curve.damage).all()}
 
     def _reading(self, dim: Dim) -> list[str]:
         return [k for k, v in self._views.items() if (self._owner(dim, v) >= 0).any()]

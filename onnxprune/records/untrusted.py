@@ -84,11 +84,11 @@ class Found:
             self.refuse(f"is not a list of whole numbers from 0 to {below - 1}")
         return tuple(self.value)
 
-    def real(self) -> float:
-        """A finite number of at least 0."""
+    def real(self, *, signed: bool = False) -> float:
+        """A finite number, of at least 0 unless it may be negative."""
         is_number = type(self.value) in (int, float)
-        if not is_number or not 0 <= self.value <= MAX_REAL:
-            self.refuse("is not a number of at least 0")
+        if not is_number or not (-MAX_REAL if signed else 0) <= self.value <= MAX_REAL:
+            self.refuse("is not a number" + ("" if signed else " of at least 0"))
         return float(self.value)
 
     def reals(self) -> FloatArray:

@@ -19,7 +19,6 @@ from onnxprune.rules import load_rules
 from onnxprune.samples.dataset import Dataset
 
 
-
 @dataclass(frozen=True, eq=False)
 class Trials:
     """A model and the samples that plans for it are tried on."""
