@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxprune.backend.feeds import Spec
 from onnxprune.damage import outputs
 from onnxprune.damage.outputs import factors
 from onnxprune.identity.dims import Dims
 from onnxprune.readers.find import find_views
-from onnxprune.samples.dataset import Dataset, check
 from tests.builder import Builder
+from tests.calibrated import dataset
 from tests.nets import run
 
 
@@ -24,12 +23,6 @@ def found(model: ModelProto, x: Any, seed: int = 0) -> dict[str, float]:
     shapes = state.subject.shapes[0]
     views = list(find_views(state.model, shapes, state[Dims].ties).values())
     return factors(state.model, shapes, views, dataset(model, x), seed)
-
-
-def dataset(model: ModelProto, x: Any) -> Dataset:
-    """Samples for the input `x`."""
-    specs = [Spec.of(info) for info in model.graph.input]
-    return check({"x": np.asarray(x, np.float32)}, None, specs)
 
 
 def chain(seed: int = 0) -> tuple[ModelProto, Any, Any]:
@@ -69,10 +62,10 @@ def test_a_reader_that_no_output_depends_on_costs_nothing() -> None:
     b = Builder(0)
     idle = b.node("MatMul", "x", b.weight(6, 2))
     y = b.node("Add", b.node("MatMul", "x", b.weight(6, 2)), b.node("Mul", idle, b.add([0.0])))
-    first, second = found(b.model({"x": ["n", 6]}, {y: ["n", 2]}), b.rng.standard_normal((20, 6)))
-    values = found(b.model({"x": ["n", 6]}, {y: ["n", 2]}), b.rng.standard_normal((20, 6)))
-    assert values[first] == 0
-    assert values[second] > 0
+    model = b.model({"x": ["n", 6]}, {y: ["n", 2]})
+    idly, read = found(model, b.rng.standard_normal((20, 6))).values()
+    assert idly == 0
+    assert read > 0
 
 
 def test_labels_are_looked_behind() -> None:
@@ -130,6 +123,6 @@ def test_half_precision_is_measured_too() -> None:
         x = np.random.default_rng(1).standard_normal((16, 6))
         state = run(model)
         views = [*find_views(state.model, state.subject.shapes[0], state[Dims].ties).values()]
-        data = check({"x": x.astype(dtype)}, None, [Spec.of(i) for i in model.graph.input])
+        data = dataset(model, x, dtype)
         both.append([*factors(state.model, state.subject.shapes[0], views, data, 0).values()])
     assert both[1] == pytest.approx(both[0], rel=0.05)
