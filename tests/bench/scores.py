@@ -3,11 +3,11 @@
     python tests/bench/scores.py ZOO CACHE [--cases A,B] [--budget 0.5] [--scores S,T]
         [--seed 0] [--json FILE] [--judge PYTHON] [--table]
 
-Widths are uniform, so that channels are all that scores choose. Every prune is a process of its own;
-it sees calibration data only, and is judged by `ZOO/evaluate.py`. `--json` takes one record a line:
-a killed run loses nothing, and a second one skips what is there. Prints Markdown, one row a score,
-best first by the mean share of the original's metric that is kept after repair. See `judged.py` for
-what a case is.
+Widths are uniform, so that channels are all that scores choose. Every prune is a process of its
+own; it sees calibration data only, and is judged by `ZOO/evaluate.py`. `--json` takes one record a
+line: a killed run loses nothing, and a second one skips what is there. Prints Markdown, one row a
+score, best first by the mean share of the original's metric that is kept after repair. See
+`judged.py` for what a case is.
 """
 
 from __future__ import annotations
