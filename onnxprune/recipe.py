@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from onnxprune.backend.runtime import provider_name
@@ -282,9 +282,15 @@ def plan_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> lis
         "only": as_patterns(options.only),
         "keep": tuple(options.keep.items()),
     }
-    before = [*clean_ups(), score_pass(options.score)]
+    before = [*clean_ups(), _with_custom(score_pass(options.score), options.custom_ops)]
     if not measures:
         return [*before, MakePlan(**chosen)]
     measure = MeasureDamage(custom_ops=options.custom_ops)
     plan = RefinePlan(**chosen, rounds=options.rounds, custom_ops=options.custom_ops)
     return [*before, CheckPlan(**chosen), measure, plan]
+
+
+def _with_custom(one: AnyPass, custom_ops: tuple[str, ...]) -> AnyPass:
+    """The pass with the user's libraries, where it runs the model."""
+    given: dict[str, Any] = {"custom_ops": custom_ops}
+    return replace(one, **given) if any(f.name in given for f in fields(one)) else one

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.planning.scores import Scores, Touches, finish
+from onnxprune.planning.scores import Scores, Touches, finish, in_out
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,4 @@ class ScoreInOut(Analysis):
 
     def run(self, state: State) -> Scores:
         dims = state[Dims]
-        touches = Touches(state.model, dims)
-        made = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and not t.reads)
-        read = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and t.reads)
-        # A channel without producers or readers among the weights counts by the other side.
-        scores = np.where(made.seen, made.total, 1.0) * np.where(read.seen, read.total, 1.0)
-        seen = made.seen | read.seen
-        if not seen.all():
-            scores = np.where(seen, scores, touches.magnitude(np.square, np.sqrt))
-        return finish(dims, scores, self.name)
+        return finish(dims, in_out(Touches(state.model, dims)), self.name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from scipy.linalg import LinAlgError
@@ -29,6 +30,8 @@ FEW_CUTS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
 # Readers of more inputs are measured at fewer widths and ridges.
 WIDE = 768
 MOST_BYTES = 2**30
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +62,26 @@ class Study:
 
     def run(self) -> dict[int, Measured]:
         """Orders and curves of the free Dims that readers were found for, by Dim index."""
+        found = self._each(self._study, turns=True)
+        return {i: made for i, made in found.items() if np.isfinite(made.curve.damage).all()}
+
+    def orders(self) -> dict[int, FloatArray]:
+        """Orders alone, by Dim index: per channel of the Dim, larger is worth more.
+
+        Channels of heads are taken as they are stored, not turned.
+        """
+        return self._each(self._order, turns=False)
+
+    def _each(self, study: Callable[[Dim, Mapping[str, Sums]], T | None], *, turns: bool) -> (
+        dict[int, T]
+    ):  # fmt: skip
         self._views = self.views or find_views(self.model, self.shapes, self.dims.ties)
         reads = {d.index: self._reading(d) for d in self.dims.free}
-        if self.alive is None:
+        if self.alive is None and turns:
             self._bases = find_bases(self.model, self.dims, self._views)
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
-        found: dict[int, Measured] = {}
+        found: dict[int, T] = {}
         with one_thread():
             for group in self._groups(reads):
                 keys = dict.fromkeys(k for index in group for k in reads[index])
@@ -73,20 +89,25 @@ class Study:
                 sums = gather(
                     self.model, self.shapes, views, self.folds, self.seed, self.custom_ops
                 )
-                found |= self._studied({i: [k for k in reads[i] if k in sums] for i in group}, sums)
+                found |= self._side_by_side(
+                    study, {i: [k for k in reads[i] if k in sums] for i in group}, sums
+                )
         return found
 
-    def _studied(
-        self, reads: Mapping[int, Sequence[str]], sums: Mapping[str, Sums]
-    ) -> dict[int, Measured]:
-        """Some Dims side by side; each is measured by itself, so workers change no number."""
+    def _side_by_side(
+        self,
+        study: Callable[[Dim, Mapping[str, Sums]], T | None],
+        reads: Mapping[int, Sequence[str]],
+        sums: Mapping[str, Sums],
+    ) -> dict[int, T]:
+        """Some Dims; each is measured by itself, so the number of workers changes no figure."""
 
-        def study(index: int) -> Measured | None:
-            return self._study(self.dims.dims[index], {k: sums[k] for k in reads[index]})
+        def one(index: int) -> T | None:
+            return study(self.dims.dims[index], {k: sums[k] for k in reads[index]})
 
         with ThreadPoolExecutor(self.workers or default_workers()) as pool:
-            made = zip(reads, pool.map(study, reads), strict=True)
-            return {i: m for i, m in made if m is not None and np.isfinite(m.curve.damage).all()}
+            made = zip(reads, pool.map(one, reads), strict=True)
+            return {index: m for index, m in made if m is not None}
 
     def _reading(self, dim: Dim) -> list[str]:
         return [k for k, v in self._views.items() if (self._owner(dim, v) >= 0).any()]
@@ -128,13 +149,20 @@ class Study:
         stays = self.alive[dim.channels]
         return [part[stays[part]] for part in found if stays[part].any()]
 
-    def _study(self, dim: Dim, sums: Mapping[str, Sums]) -> Measured | None:
+    def _problems(self, dim: Dim, sums: Mapping[str, Sums]) -> list[Problem]:
         owners = {key: self._owner(dim, one.view) for key, one in sums.items()}
-        problems = [
+        return [
             Problem(one.view.weights / np.sqrt(one.norm), owners[key], one.folds)
             for key, one in sums.items()
             if (owners[key] >= 0).any()
         ]
+
+    def _order(self, dim: Dim, sums: Mapping[str, Sums]) -> FloatArray | None:
+        problems = self._problems(dim, sums)
+        return _ordered(problems, self._parts(dim), len(dim.channels)) if problems else None
+
+    def _study(self, dim: Dim, sums: Mapping[str, Sums]) -> Measured | None:
+        problems = self._problems(dim, sums)
         bases = self._bases.get(dim.index, [])
         if bases and all(basis.keys <= sums.keys() for basis in bases):
             return self._turned(dim, bases, sums)
@@ -142,9 +170,8 @@ class Study:
             return None
         parts = self._parts(dim)
         held = {id(p): len(p.folds) - 1 for p in problems}
-        try:
-            order = _ordered(problems, parts, len(dim.channels), held)
-        except LinAlgError:
+        order = _ordered(problems, parts, len(dim.channels))
+        if order is None:
             return None
         wide = max(len(p.owner) for p in problems) > WIDE
         cuts = FEW_CUTS if wide else CUTS
@@ -154,7 +181,6 @@ class Study:
         left = sum(map(len, parts))
         shares = [(left - len(g)) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
-
 
     def _turned(
         self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]
@@ -173,9 +199,14 @@ class Study:
 
 
 def _ordered(
-    problems: Sequence[Problem], parts: Sequence[IntArray], count: int, held: dict[int, int]
-) -> FloatArray:
-    return eliminate(problems, parts, count, {held[id(p)] for p in problems}.pop())
+    problems: Sequence[Problem], parts: Sequence[IntArray], count: int
+) -> FloatArray | None:
+    """The order in which channels go, largest last; None where the inputs do not vary."""
+    held = {len(p.folds) - 1 for p in problems}.pop()
+    try:
+        return eliminate(problems, parts, count, held)
+    except LinAlgError:
+        return None
 
 
 def _gone(parts: Sequence[IntArray], order: FloatArray, cut: float) -> IntArray:

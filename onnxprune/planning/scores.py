@@ -142,6 +142,18 @@ class Touches:
         return np.where(made.seen, made.total, 1.0)
 
 
+def in_out(touches: Touches) -> FloatArray:
+    """Norm of what makes a channel times that of what reads it, shape (channels,).
+
+    A channel without producers or readers among the weights counts by the other side.
+    """
+    made = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and not t.reads)
+    read = touches.gather(np.square, np.sqrt, lambda t: t.is_filter and t.reads)
+    scores = np.where(made.seen, made.total, 1.0) * np.where(read.seen, read.total, 1.0)
+    seen = made.seen | read.seen
+    return scores if seen.all() else np.where(seen, scores, touches.magnitude(np.square, np.sqrt))
+
+
 def relative(dims: Dims, scores: FloatArray, chosen: Sequence[Dim] | None = None) -> FloatArray:
     """Scores divided by the mean of their Dim; all 1 where that mean is 0."""
     scaled = scores.astype(np.float64)

@@ -198,11 +198,12 @@ class Walk:
         found = set().union(*self.later) & names
         for node in model.nodes:
             if node.key not in self._done:
-                found |= names.intersection(_read(node))
+                found |= names.intersection(reads(node))
         return found
 
 
-def _read(node: Node) -> set[str]:
+def reads(node: Node) -> set[str]:
+    """What a node needs, its bodies included."""
     inner = (name for body in bodies(node.proto) for name in free_names(body))
     return {*filter(None, node.inputs), *inner}
 
@@ -222,7 +223,7 @@ def needed(model: Model, names: Iterable[str], known: set[str]) -> list[Node]:
     wanted, found = set(names), []
     for node in reversed(model.nodes):
         if wanted.intersection(names_of(node)):
-            wanted |= _read(node) - known
+            wanted |= reads(node) - known
             found.append(node)
     return found[::-1]
 
@@ -231,7 +232,7 @@ def part(
     model: Model, nodes: Sequence[Node], outputs: Sequence[str], known: Mapping[str, Array]
 ) -> ModelProto:
     """A model of some nodes; known values that they read are its inputs."""
-    read = {name for node in nodes for name in _read(node)}
+    read = {name for node in nodes for name in reads(node)}
     proto, source = ModelProto(), model.proto
     copy_fields(source, proto, {"graph"})
     copy_fields(source.graph, proto.graph, {"node", "initializer", "input", "output", "value_info"})
