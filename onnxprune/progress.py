@@ -87,7 +87,7 @@ class Store:
         Args:
             resume: go on from it; else it must not be there, or is overwritten.
         Raises:
-            FileError: it is there, or cannot be read or made.
+            FileError: it is there, or cannot be read.
             ProgressError: it is of another run, or broken.
         """
         store = Store(out.with_name(out.name + SUFFIX), key, Saved())
@@ -102,14 +102,19 @@ class Store:
                     hint="--resume goes on from it, --overwrite starts anew",
                 )
             store.remove()
+        return store
+
+    def _begin(self) -> None:
+        """Make the folder, when there is something to keep: a run that is refused leaves none."""
+        if self._main.exists():
+            return
         try:
-            store.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise FileError(f"cannot make a folder for the progress: {reason}",
-                            where=str(store.folder)) from error  # fmt: skip
-        store._write(store._main, {"schema": SCHEMA, "key": dict(key)})
-        return store
+                            where=str(self.folder)) from error  # fmt: skip
+        self._write(self._main, {"schema": SCHEMA, "key": dict(self.key)})
 
     @property
     def _main(self) -> Path:
@@ -129,14 +134,17 @@ class Store:
 
     def put_curves(self, curves: CurveFile) -> None:
         """Keep what was measured."""
+        self._begin()
         curvefile.write(curves, self._curves, overwrite=True)
 
     def put_path(self, found: Descent) -> None:
         """Keep the budgets that were tried so far."""
+        self._begin()
         self._write(self._path, asdict(found))
 
     def put_round(self, done: Round) -> None:
         """Keep the last round."""
+        self._begin()
         self._write(self._round, {
             "number": done.number,
             "removed": np.flatnonzero(~done.alive).tolist(),

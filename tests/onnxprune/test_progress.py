@@ -16,7 +16,14 @@ import pytest
 
 from onnxprune import prune
 from onnxprune.damage.curves import Study
-from onnxprune.errors import BudgetError, CurvesError, FileError, ProgressError, UsageError
+from onnxprune.errors import (
+    BudgetError,
+    CurvesError,
+    FileError,
+    ProgressError,
+    PruneError,
+    UsageError,
+)
 from tests.command import LATENCY_OFF, Call, assert_refused, caller
 from tests.measured import net, samples, written
 
@@ -211,6 +218,24 @@ def test_nothing_is_left_where_no_budget_holds(tmp_path: Path) -> None:
         prune(model, tmp_path / "out.onnx", data=data, max_drop=0.0, repair=False,
               allocate="uniform", **OFF)  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "net.onnx"]
+
+
+@pytest.mark.parametrize("given", [{"metric": "accuracy"}, {"skip": ("none",)}, {"skip": ("*",)}])
+def test_what_is_refused_leaves_nothing(given: dict[str, Any], tmp_path: Path) -> None:
+    """Before anything was measured there is nothing to go on from."""
+    model, data = written(tmp_path)
+    with pytest.raises(PruneError):
+        prune(model, tmp_path / "out.onnx", data=data, **SEARCH, **given, **OFF)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "net.onnx"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file of that name stands there: it stays."""
+    model, data = written(tmp_path)
+    (tmp_path / "out.onnx.progress").write_text("mine")
+    with pytest.raises(FileError, match="folder for the progress"):
+        prune(model, tmp_path / "out.onnx", data=data, **SEARCH, **OFF)
+    assert (tmp_path / "out.onnx.progress").read_text() == "mine"
 
 
 def test_resume_without_progress_begins(tmp_path: Path) -> None:
