@@ -44,13 +44,13 @@ def test_saved_curves_cut_as_measured_ones_do(
     made = {}
     for share in (0.7, 0.4):
         out = tmp_path / f"measured{share}.onnx"
-        prune(model, out, data=data, target={"macs": share}, **OFF)
+        prune(model, out, data=data, target={"macs": share}, allocate="curves", **OFF)
         made[share] = out.read_bytes(), out.with_suffix(".plan.json").read_bytes()
     forbid(monkeypatch)
     for share, known in made.items():
         out = tmp_path / f"saved{share}.onnx"
         ended = call("prune", model, "-o", out, "--data", data, "--curves", curves,
-                     "--target", f"macs={share}", *LATENCY_OFF)  # fmt: skip
+                     "--target", f"macs={share}", "--allocate", "curves", *LATENCY_OFF)  # fmt: skip
         assert ended.code == 0, ended.err
         assert (out.read_bytes(), out.with_suffix(".plan.json").read_bytes()) == known
 
