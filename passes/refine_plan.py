@@ -72,9 +72,10 @@ class RefinePlan(MakePlan):
     def _may_choose(self, state: State) -> bool:
         """True where nobody asked for an allocator; a plan from saved curves is taken as it is."""
         is_free = self.candidates and self.allocate == AUTO and bool(self.targets)
+        if not is_free or state.calibration is None or state.past_or_none(CurveFile) is not None:
+            return False
         samples = min(sum(part.n for part in state.calibration), self.samples)
-        is_cheap = state.subject.cost.macs * samples <= MOST_MACS
-        return is_free and is_cheap and state.past_or_none(CurveFile) is None
+        return bool(state.subject.cost.macs * samples <= MOST_MACS)
 
     def _chosen(self, state: State, scores: Scores, plan: Plan) -> Plan:
         """The best of several plans, by what the outputs lose on samples held out."""
