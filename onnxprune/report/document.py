@@ -84,6 +84,7 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "widths": plan_rows(dims, plan) if plan is not None else [],
         "prunable_params": prunable_params(subject.model, dims),
         "repaired": None if repaired is None else repaired.kinds,
+        "plans": dict(plan.tried) or None if plan is not None else None,
         **path_document(state.get(Descent)),
         "verify": findings,
         "seconds": rounded(state.seconds),

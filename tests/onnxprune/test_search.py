@@ -97,13 +97,13 @@ def test_labels_change_nothing_but_the_metric() -> None:
 
 
 def test_a_target_is_the_least_to_go_to(tmp_path: Path) -> None:
-    """Where every drop is allowed: the bytes of a prune to the target."""
+    """Where every drop is allowed: the bytes of a prune to the target by the same curves."""
     model, data = written(tmp_path)
     target = {"macs": 0.5, "params": 0.6}
     made = {}
     for name, more in (("search", {"max_drop": 1.0}), ("plain", {})):
         out = tmp_path / f"{name}.onnx"
-        found = prune(model, out, data=data, target=target, **more, **OFF)
+        found = prune(model, out, data=data, target=target, allocate="curves", **more, **OFF)
         made[name] = out.read_bytes(), out.with_suffix(".plan.json").read_bytes()
     assert made["search"] == made["plain"]
     assert found.json()["path"] is None
