@@ -28,6 +28,8 @@ from onnxprune.verification.outputs import Outputs
 # two budgets differ by less than 3%, which is as far as most plans tell them apart.
 STEP = 0.8
 BISECTIONS = 3
+# Budgets nearer to each other than this are one.
+CLOSE = 1 + 1e-6
 # A metric whose multiples of a sample are whole, but for rounding, counts samples ...
 COUNTS = 1e-6
 # ... and a drop of fewer than these is half noise: its standard error is about its root.
@@ -87,6 +89,8 @@ def descend(least: float, attempt: Attempt) -> list[Tried]:
     for _ in range(BISECTIONS if bad is not None else 0):
         assert bad is not None, "the loop is left out otherwise"
         share = sqrt(good * bad)
+        if not bad * CLOSE < share < good:
+            break  # the least that was asked for is the original itself, as good as
         path.append(attempt(share))
         good, bad = (share, bad) if path[-1].holds else (good, share)
     return path
