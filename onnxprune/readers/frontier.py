@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
@@ -78,11 +79,28 @@ def _each(array: Array, count: int, axis: int) -> int:
     return array.shape[axis] // count if array.ndim and array.shape[axis] % count == 0 else 0
 
 
+@dataclass(frozen=True)
+class Spilled:
+    """An array in a file, read anew each time: a mapped file would count as memory in use."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def write(self, array: Array) -> None:
+        """Put these numbers into the file."""
+        np.ascontiguousarray(array).tofile(self.path)
+
+    def read(self) -> Array:
+        """The numbers."""
+        return np.fromfile(self.path, self.dtype).reshape(self.shape)
+
+
 class Shelf:
-    """Arrays by name and batch, in memory up to a limit, beyond it in memory-mapped files."""
+    """Arrays by name and batch, in memory up to a limit, beyond it in files."""
 
     def __init__(self) -> None:
-        self._arrays: dict[tuple[str, int], Array] = {}
+        self._arrays: dict[tuple[str, int], Array | Spilled] = {}
         self._folder: TemporaryDirectory[str] | None = None
         self._bytes = self._files = 0
 
@@ -92,30 +110,30 @@ class Shelf:
     def put(self, name: str, batch: int, array: Array) -> None:
         """Keep an array."""
         if self._bytes + array.nbytes > IN_MEMORY and array.dtype != np.object_ and array.size:
-            array = self._spilled(array)
+            self._arrays[name, batch] = self._spilled(array)
         else:
             self._bytes += array.nbytes
-        self._arrays[name, batch] = array
+            self._arrays[name, batch] = array
 
-    def _spilled(self, array: Array) -> Array:
+    def _spilled(self, array: Array) -> Spilled:
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="onnxprune-")
-        path = Path(self._folder.name) / str(self._files)
+        made = Spilled(Path(self._folder.name) / str(self._files), array.dtype, array.shape)
         self._files += 1
-        made = np.memmap(path, array.dtype, "w+", shape=array.shape)
-        made[...] = array
+        made.write(array)
         return made
 
     def get(self, name: str, batch: int) -> Array:
         """An array that was kept."""
-        return self._arrays[name, batch]
+        kept = self._arrays[name, batch]
+        return kept.read() if isinstance(kept, Spilled) else kept
 
     def change(self, name: str, by: Callable[[Array], Array]) -> None:
-        """Put something else in the place of all batches of a value."""
+        """Put something else, of the same shape, in the place of all batches of a value."""
         for key in [k for k in self._arrays if k[0] == name]:
             kept = self._arrays[key]
-            if isinstance(kept, np.memmap):
-                kept[...] = by(np.asarray(kept))
+            if isinstance(kept, Spilled):
+                kept.write(by(kept.read()))
             else:
                 self._arrays[key] = by(kept)
 
@@ -123,11 +141,11 @@ class Shelf:
         """Forget all batches of some values."""
         gone = set(names)
         for key in [k for k in self._arrays if k[0] in gone]:
-            array = self._arrays.pop(key)
-            if isinstance(array, np.memmap) and array.filename:
-                Path(array.filename).unlink(missing_ok=True)
+            kept = self._arrays.pop(key)
+            if isinstance(kept, Spilled):
+                kept.path.unlink(missing_ok=True)
             else:
-                self._bytes -= array.nbytes
+                self._bytes -= kept.nbytes
 
     def names(self) -> set[str]:
         """What is kept."""
