@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-# Positions of a sample that are looked at: 16 instead were worse (mobilenet_v2 at 0.6 of the
+# Positions of a sample that are looked at: 16 instead were worse (a mobile net at 0.6 of the
 # MACs: 0.624 for 0.652).
 POSITIONS = 64
 # Samples whose products are summed at once; fixed, so that sums do not depend on the batches.
