@@ -20,7 +20,7 @@ from onnxprune.planning.cost import TARGETS
 from onnxprune.planning.plan import Plan
 from onnxprune.planning.refusal import WORDS
 from onnxprune.planning.scores import Scores
-from onnxprune.recipe import PruneOptions, VerifyOptions, metric_pass, prune_passes
+from onnxprune.recipe import AUTO, PruneOptions, VerifyOptions, metric_pass, prune_passes
 from onnxprune.samples.metrics import find
 from onnxprune.verification.outputs import Outputs
 
@@ -157,20 +157,20 @@ class Search:
 
     def _passes(self, targets: Mapping[str, float]) -> list[AnyPass]:
         options = replace(self.options, target=targets)
-        return prune_passes(options, has_data=self.has_data, measures=self.measures)
+        passes = prune_passes(options, has_data=self.has_data, measures=self.measures)
+        # Budgets are many: each is planned from the curves, and not compared with other plans.
+        compares = options.allocate != AUTO
+        return [
+            replace(one, candidates=compares) if isinstance(one, RefinePlan) else one
+            for one in passes
+        ]
 
     def _split(self, targets: Mapping[str, float]) -> tuple[list[AnyPass], list[Any]]:
         """What is done once, and for each budget: from the plan on."""
         passes = self._passes(targets)
         at = next(i for i, one in enumerate(passes) if isinstance(one, MakePlan))
         trial = [one for one in passes[at:] if isinstance(one, RunOriginal)]
-        # Budgets are many: each is planned from the curves, and not compared with other plans.
-        rest = [
-            replace(one, candidates=False) if isinstance(one, RefinePlan) else one
-            for one in passes[at:]
-            if one not in trial
-        ]
-        return [*passes[:at], *trial], rest
+        return [*passes[:at], *trial], [one for one in passes[at:] if one not in trial]
 
     def _least(self, plan: MakePlan) -> dict[str, float]:
         """The targets, but none below the smallest plan; without any that of the MACs.

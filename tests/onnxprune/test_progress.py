@@ -24,7 +24,6 @@ from onnxprune.errors import (
     PruneError,
     UsageError,
 )
-from onnxprune.repair.choose import Trials
 from tests.command import LATENCY_OFF, Call, assert_refused, caller
 from tests.measured import net, samples, written
 
@@ -86,22 +85,6 @@ def test_an_interrupted_search_goes_on(
     assert not (tmp_path / "out.onnx.progress").exists()
     if at[0] in ("verify-outputs", "save"):
         assert stages["decide"] == 0, "every budget is known"
-
-
-def test_a_resumed_run_compares_plans_as_the_first_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A plan from a file of curves is taken as it is; curves of this very run are none."""
-    model, data = begun(tmp_path, SEARCH, ("save", 1))
-    best, calls = Trials.best, []
-
-    def counted(self: Trials, *given: Any) -> Any:
-        calls.append(1)
-        return best(self, *given)
-
-    monkeypatch.setattr(Trials, "best", counted)
-    prune(model, tmp_path / "out.onnx", data=data, resume=True, **SEARCH, **OFF)
-    assert len(calls) == 1, "for the budget that was chosen"
 
 
 def test_interrupted_rounds_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

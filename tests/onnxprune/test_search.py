@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_a_target_is_the_least_to_go_to(tmp_path: Path) -> None:
         made[name] = out.read_bytes(), out.with_suffix(".plan.json").read_bytes()
     assert made["search"] == made["plain"]
     assert found.json()["path"] is None
+
+
+def test_the_recipe_says_that_plans_were_not_compared(tmp_path: Path) -> None:
+    """Budgets of a search are planned from the curves alone; one budget is compared, too."""
+    model, data = written(tmp_path)
+    out = tmp_path / "out.onnx"
+    for more in ({"max_drop": 1.0}, {}):
+        prune(model, out, data=data, target={"macs": 0.5}, overwrite=True, **more, **OFF)
+        recipe = json.loads(out.with_suffix(".plan.json").read_text())["recipe"]
+        (plan,) = [step for step in recipe if step.startswith("refine-plan")]
+        assert ("candidates=False" in plan) == bool(more)
 
 
 def test_without_a_target_the_smallest_plan_is_the_least() -> None:
