@@ -68,6 +68,14 @@ def kept(case: Case, record: dict[str, Any]) -> float:
     return float((1 - value) / (1 - original) if case.metric == "eer" else value / original)
 
 
+def mean_kept(records: list[tuple[Case, dict[str, Any] | None]]) -> float | None:
+    """Mean share over cases, where all were measured; what failed kept nothing."""
+    known = [(case, r) for case, r in records if r is not None]
+    if len(known) < len(records):
+        return None
+    return statistics.mean(0.0 if "error" in r else kept(case, r) for case, r in known)
+
+
 def cell(record: dict[str, Any] | None) -> str:
     """A metric, or why there is none."""
     if record is None:
@@ -85,16 +93,15 @@ def rows(
             (case.name, repair): known.get((case.name, budget, seed, score, repair))
             for case, repair in product(chosen, (True, False))
         }
-        means = []
-        for repair in (True, False):
-            of = [(case, records[case.name, repair]) for case in chosen]
-            shares = [kept(case, r) if r and "error" not in r else 0.0 for case, r in of]
-            means.append(statistics.mean(shares))
+        means = [mean_kept([(case, records[case.name, repair]) for case in chosen])
+                 for repair in (True, False)]  # fmt: skip
         seconds = [r["scoring"] for r in records.values() if r and "scoring" in r]
         cells = [cell(records[case.name, repair])
                  for case, repair in product(chosen, (True, False))]  # fmt: skip
         time = f"{max(seconds):.1f}" if seconds else ""
-        found.append((means, (score, *cells, f"{means[0]:.3f}", f"{means[1]:.3f}", time)))
+        shown = ["" if mean is None else f"{mean:.3f}" for mean in means]
+        order = [-1.0 if mean is None else mean for mean in means]
+        found.append((order, (score, *cells, *shown, time)))
     return [line for _, line in sorted(found, key=lambda one: one[0], reverse=True)]
 
 

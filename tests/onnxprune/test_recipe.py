@@ -134,3 +134,12 @@ def test_the_recipe_can_be_written_down() -> None:
     """Each pass as text for the plan file."""
     passes = plan_passes(PruneOptions(target=HALF), has_data=True, measures=True)
     assert all(spec(one).startswith(one.name) for one in passes)
+
+
+def test_a_score_that_runs_the_model_gets_its_libraries() -> None:
+    """Scores of the weights alone take none."""
+    for score, expected in (("output", ("ops.so",)), ("obs", ("ops.so",)), ("l2", ())):
+        options = PruneOptions(target=HALF, score=score, custom_ops=("ops.so",))
+        [found] = [p for p in plan_passes(options, has_data=True, measures=False)
+                   if p.name == f"score-{score}"]  # fmt: skip
+        assert getattr(found, "custom_ops", ()) == expected
