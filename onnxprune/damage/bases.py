@@ -17,7 +17,7 @@ import numpy as np
 from onnxprune.damage.sums import Sums
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.model.graph import Model, Node
-from onnxprune.readers.stats import FloatArray, IntArray, Moments
+from onnxprune.readers.stats import FloatArray, IntArray, Moments, total
 from onnxprune.readers.view import View
 
 MOVES = frozenset(
@@ -135,15 +135,24 @@ class _Finder:
             if node.op in MOVES:
                 name = node.inputs[0]
             elif node.op in ("Mul", "Div", "Add") and len(stored) == 1:
-                is_one = int(np.prod(self._model.dims(stored[0]))) == 1
-                if node.op != "Add" and not is_one:
-                    return None
-                if node.op == "Div" and stored[0] == node.inputs[0]:
-                    return None
                 name = next(n for n in node.inputs if n not in stored)
+                if not self._is_passed(node, stored[0], name):
+                    return None
             else:
                 return node
         return None
+
+
+    def _is_passed(self, node: Node, stored: str, data: str) -> bool:
+        """True for a factor for all, and for the bias of a reader, added right behind it.
+
+        A bias that is added elsewhere would have to be turned where it stands.
+        """
+        if node.op != "Add":
+            is_one = int(np.prod(self._model.dims(stored))) == 1
+            return is_one and not (node.op == "Div" and stored == node.inputs[0])
+        keys = {view.node.outputs[0]: view for view in self._views.values()}
+        return data in keys and bias_behind(self._model, keys[data]) is not None
 
 
 def _places(dims: Dims, ids: Mapping[str, IntArray]) -> dict[int, list[tuple[str, int]]]:
@@ -157,25 +166,26 @@ def _places(dims: Dims, ids: Mapping[str, IntArray]) -> dict[int, list[tuple[str
     return found
 
 
-def added(model: Model, view: View) -> FloatArray:
-    """The vector that an Add behind a reader adds; zeros without one."""
+def bias_behind(model: Model, view: View) -> FloatArray | None:
+    """The vector that an Add behind a reader adds; None without one."""
     count = len(view.rows)
     readers = model.consumers.get(view.node.outputs[0], ())
-    if len(readers) == 1 and readers[0][0].op == "Add":
-        node, slot = readers[0]
-        name = node.inputs[1 - slot]
-        if name in model.initializers and model.dims(name) in ((count,), (1, count)):
-            return model.array(name).astype(np.float64).ravel()
-    return np.zeros(count)
+    if len(readers) != 1 or readers[0][0].op != "Add":
+        return None
+    node, slot = readers[0]
+    name = node.inputs[1 - slot]
+    if name not in model.initializers or model.dims(name) not in ((count,), (1, count)):
+        return None
+    return model.array(name).astype(np.float64).ravel()
+
+
+def added(model: Model, view: View) -> FloatArray:
+    """The same; zeros without one."""
+    found = bias_behind(model, view)
+    return np.zeros(len(view.rows)) if found is None else found
 
 
 # --- which directions ---------------------------------------------------------------------------
-
-
-def train(sums: Sums) -> Moments:
-    """Moments of the samples to fit on."""
-    first, *rest = sums.folds[:-1]
-    return sum(rest, first)
 
 
 def _made(model: Model, sums: Sums, rows: IntArray, seen: Moments) -> tuple[FloatArray, FloatArray]:
@@ -206,7 +216,7 @@ def _spreads(
     """Covariances and second moments of what makes a head."""
     covariances, seconds = [], []
     for key, rows in basis.made:
-        seen = sums[key].folds[-1] if held else train(sums[key])
+        seen = sums[key].folds[-1] if held else total(sums[key].folds[:-1])
         covariance, mean = _made(model, sums[key], rows, seen)
         covariances.append(covariance)
         seconds.append(covariance + np.outer(mean, mean))

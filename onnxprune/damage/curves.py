@@ -169,7 +169,6 @@ class Study:
         if not problems:
             return None
         parts = self._parts(dim)
-        held = {id(p): len(p.folds) - 1 for p in problems}
         order = _ordered(problems, parts, len(dim.channels))
         if order is None:
             return None
@@ -177,7 +176,7 @@ class Study:
         cuts = FEW_CUTS if wide else CUTS
         gone = [_gone(parts, order, cut) for cut in cuts]
         ridges = RIDGES[1::2] if wide else RIDGES
-        damage = [sum(lost(p, g, held[id(p)], ridges) for p in problems) for g in gone]
+        damage = [sum(lost(p, g, ridges) for p in problems) for g in gone]
         left = sum(map(len, parts))
         shares = [(left - len(g)) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
@@ -202,9 +201,8 @@ def _ordered(
     problems: Sequence[Problem], parts: Sequence[IntArray], count: int
 ) -> FloatArray | None:
     """The order in which channels go, largest last; None where the inputs do not vary."""
-    held = {len(p.folds) - 1 for p in problems}.pop()
     try:
-        return eliminate(problems, parts, count, held)
+        return eliminate(problems, parts, count)
     except LinAlgError:
         return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, lapack
 
-from onnxprune.readers.stats import FloatArray, IntArray, Moments
+from onnxprune.readers.stats import FloatArray, IntArray, Moments, total
 
 # Weight of the identity in the covariance that orders are found on, relative to its mean diagonal.
 ORDER_RIDGE = 1e-3
@@ -36,10 +36,10 @@ class Problem:
     owner: IntArray
     folds: list[Moments]
 
-    def train(self, held: int) -> Moments:
-        """Moments of all folds but one."""
-        first, *rest = [fold for at, fold in enumerate(self.folds) if at != held]
-        return sum(rest, first)
+    @property
+    def train(self) -> Moments:
+        """Moments of all folds but the last, which is held out."""
+        return total(self.folds[:-1])
 
 
 def inverse(matrix: FloatArray) -> FloatArray:
@@ -69,9 +69,8 @@ def damped(covariance: FloatArray, ridge: float) -> FloatArray:
 class Elimination:
     """One reader while channels go."""
 
-    def __init__(self, problem: Problem, held: int) -> None:
-        train = problem.train(held)
-        self.inverse = inverse(damped(train.covariance, ORDER_RIDGE))
+    def __init__(self, problem: Problem) -> None:
+        self.inverse = inverse(damped(problem.train.covariance, ORDER_RIDGE))
         weights = problem.weights
         if len(weights) > weights.shape[1]:  # costs depend on products of columns only
             weights = np.asarray(np.linalg.qr(weights, mode="r"), np.float64)
@@ -114,17 +113,16 @@ class Elimination:
 
 
 def eliminate(
-    problems: Sequence[Problem], parts: Sequence[IntArray], count: int, held: int
+    problems: Sequence[Problem], parts: Sequence[IntArray], count: int
 ) -> FloatArray:
     """When each channel of a Dim goes: 0 for the first, larger for what is worth more.
 
     Args:
         parts: channels of each part, as counted in the Dim; parts shrink at the same pace.
         count: channels of the Dim; those in no part are gone already, and stay at 0.
-        held: fold that is not looked at.
     Raises: LinAlgError: the inputs do not vary.
     """
-    runs = [Elimination(p, held) for p in problems]
+    runs = [Elimination(p) for p in problems]
     left = [part.copy() for part in parts]
     when, clock = np.zeros(count), 1
     longest = max(map(len, parts))
@@ -146,7 +144,7 @@ def eliminate(
     return when
 
 
-def lost(problem: Problem, gone: IntArray, held: int, ridges: Sequence[float]) -> float:
+def lost(problem: Problem, gone: IntArray, ridges: Sequence[float]) -> float:
     """Held-out error after channels went and the rest was refit, in units of the norm.
 
     Mean squared error summed over outputs; the ridge towards the old weights with the least.
@@ -158,7 +156,7 @@ def lost(problem: Problem, gone: IntArray, held: int, ridges: Sequence[float]) -
     out, kept = np.flatnonzero(is_gone), np.flatnonzero(~is_gone)
     if not len(out):
         return 0.0
-    train, other = problem.train(held), problem.folds[held]
+    train, other = problem.train, problem.folds[-1]
     covariance, seen = train.covariance, other.covariance
     shift = other.mean_a - train.mean_a
     own, across = covariance[np.ix_(kept, kept)], covariance[np.ix_(kept, out)]

@@ -18,6 +18,7 @@ from onnxprune.readers.stats import (
     IntArray,
     Moments,
     positions,
+    total,
 )
 from onnxprune.readers.stream import joined, stream
 from onnxprune.readers.view import LinearView, View, channel_rows
@@ -48,7 +49,9 @@ class _Asked:
     total: str
     axis: int
     gatherers: list[Gatherer]
+    """One a fold, or one for the folds to fit on and one for the last."""
     joined: Gatherer
+    folds: int
 
     @property
     def names(self) -> list[str]:
@@ -63,8 +66,9 @@ class _Asked:
         seen = self._seen(values, seed, number, most)
         if not len(seen):
             return
-        self.gatherers[min(fold, len(self.gatherers) - 1) if len(self.gatherers) > 2
-                       else int(fold == 3)].add(seen, seen[:, :0])  # fmt: skip
+        is_each = len(self.gatherers) == self.folds
+        at_fold = fold if is_each else int(fold == self.folds - 1)
+        self.gatherers[at_fold].add(seen, seen[:, :0])
         if self.total:
             value = values[self.total]
             at = positions(value.size // value.shape[self.axis], seed, number, most)
@@ -104,18 +108,19 @@ def gather(
 
 def _asked(model: Model, shapes: Shapes, view: View, folds: int) -> _Asked:
     found = stream(model, shapes, view)
-    total = found.total if found else ""
-    if not total and isinstance(view, LinearView) and view.linear.groups == 1:
-        total = joined(model, view)
-    axis = found.axis if found else len(shapes.shape.get(total, (1,))) - 1
+    name = found.total if found else ""
+    if not name and isinstance(view, LinearView) and view.linear.groups == 1:
+        name = joined(model, view)
+    axis = found.axis if found else len(shapes.shape.get(name, (1,))) - 1
     count = folds if len(view.columns) <= WIDE else 2
     return _Asked(
         view,
         unpooled(model, shapes, view),
-        total,
+        name,
         axis,
         [Gatherer(True) for _ in range(count)],
         Gatherer(False),
+        folds,
     )
 
 
@@ -126,7 +131,7 @@ def _finish(one: _Asked) -> Sums | None:
     if one.total:
         norm = float(one.joined.finish().variance_t.sum())
     else:
-        whole = sum(folds[1:], folds[0])
+        whole = total(folds)
         weights = one.view.weights
         norm = float(np.einsum("ok,ok->", weights @ whole.covariance, weights))
     return Sums(one.view, folds, norm) if np.isfinite(norm) and norm > 0 else None

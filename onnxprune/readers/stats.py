@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,12 @@ class Moments:
             self.at + other.at,
             self.tt + other.tt,
         )
+
+
+def total(folds: Sequence[Moments]) -> Moments:
+    """Moments of all samples of some folds."""
+    first, *others = folds
+    return sum(others, first)
 
 
 def moments(a: Array, t: Array, *, is_full: bool) -> Moments:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.cutting.cut import cut
+from onnxprune.cutting.cut import Cut, cut
 from onnxprune.cutting.oracle import witnesses
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Subject
@@ -45,15 +45,20 @@ class Trials:
         finite = [name for name, error in errors.items() if np.isfinite(error)]
         return min(finite or errors, key=lambda name: errors[name]), errors
 
-    def _error(self, alive: BoolArray) -> float:
+    def made(self, alive: BoolArray) -> tuple[Cut, Model]:
+        """What a plan leaves, as it was cut and repaired. Args: alive: shape (channels,)."""
         subject = self.original
-        made = cut(
+        thin = cut(
             subject.model, self.dims, subject.sizes, subject.shapes, ~alive, load_rules(), {}
         )
         model, _ = repaired(
-            subject, made, self.dims, alive, self.folds, self.seed, self.custom_ops
+            subject, thin, self.dims, alive, self.folds, self.seed, self.custom_ops
         )
-        return output_error(subject.model, model, self.folds[-1], self.custom_ops)
+        return thin, model
+
+    def _error(self, alive: BoolArray) -> float:
+        _, model = self.made(alive)
+        return output_error(self.original.model, model, self.folds[-1], self.custom_ops)
 
 
 def output_error(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from onnxprune.readers.stats import FloatArray, Moments
+from onnxprune.readers.stats import FloatArray, Moments, total
 
 # Pulls towards the sliced weights, relative to the mean variance of the inputs: early layers
 # want the weakest, the last ones the strongest.
@@ -123,12 +123,6 @@ def repair(
         if make(fit).error(decide) < before and after < before:
             return Repair(made, kind, before, after)
     return kept
-
-
-def total(folds: Sequence[Moments]) -> Moments:
-    """Moments of all samples of some folds."""
-    first, *others = folds
-    return sum(others, first)
 
 
 def _variants(

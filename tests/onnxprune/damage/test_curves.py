@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import prune
+from onnxprune.damage import sums
 from onnxprune.damage.bases import find_bases
 from onnxprune.damage.curves import Study
 from onnxprune.damage.pooling import unpooled
@@ -20,6 +21,7 @@ from onnxprune.planning.allocate import _slopes
 from onnxprune.planning.damage import Curve
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
+from onnxprune.readers.stats import total
 from onnxprune.repair.choose import output_error
 from tests.builder import Builder
 from tests.calibrated import dataset
@@ -93,6 +95,41 @@ def test_a_nonlinearity_between_leaves_no_basis() -> None:
     views = find_views(state.model, measured.shapes, measured.dims.ties)
     found = find_bases(state.model, measured.dims, views)
     assert all(basis.read is not None for own in found.values() for basis in own)
+
+
+def test_a_bias_that_is_added_later_leaves_no_basis() -> None:
+    """Behind the move that makes heads: it would have to be turned where it stands."""
+    model = attention()
+    made = next(n for n in model.graph.node if n.op_type == "Transpose")
+    name, made.output[0] = made.output[0], "heads"
+    bias = numpy_helper.from_array(np.ones((1, 2, 1, 8), np.float32), "late")
+    model.graph.initializer.append(bias)
+    at = list(model.graph.node).index(made)
+    model.graph.node.insert(at + 1, helper.make_node("Add", ["heads", "late"], [name], "later"))
+    measured, state = study(model, inputs())
+    views = find_views(state.model, measured.shapes, measured.dims.ties)
+    found = find_bases(state.model, measured.dims, views)
+    assert all(basis.read is not None for own in found.values() for basis in own)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_wide_reader_holds_the_last_fold_out(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Two sums instead of one a fold: the same samples are held out."""
+    model = attention()
+    state = run(model)
+    shapes = state.subject.shapes[0]
+    views = [*find_views(state.model, shapes, state[Dims].ties).values()]
+    data = dataset(model, inputs())
+    parts = [data.subset(range(10 * i, 10 * i + 10)) for i in range(count)]
+    each = sums.gather(state.model, shapes, views, parts, 0)
+    monkeypatch.setattr(sums, "WIDE", 0)
+    two = sums.gather(state.model, shapes, views, parts, 0)
+    for key, one in each.items():
+        assert [len(one.folds), len(two[key].folds)] == [count, 2]
+        np.testing.assert_allclose(one.folds[-1].aa, two[key].folds[-1].aa)
+        np.testing.assert_allclose(total(one.folds[:-1]).aa, two[key].folds[0].aa)
 
 
 def test_directions_beyond_the_rank_cost_nothing() -> None:
