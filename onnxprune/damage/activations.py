@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from onnxprune.backend.threads import one_thread
 from onnxprune.damage.curves import MOST_BYTES
-from onnxprune.damage.sums import Sums, gather, portions
+from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.errors import UsageError
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.manager import State
 from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, in_out
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
-from onnxprune.readers.stats import IntArray, Moments
+from onnxprune.readers.stats import IntArray, Moments, portions
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
 
@@ -124,7 +125,7 @@ def _readings(
     state: State, views: Sequence[View], parts: Sequence[Dataset], custom_ops: Sequence[str]
 ) -> Iterator[Reading]:
     shapes = state.subject.shapes[0]
-    for own in portions(views, len(parts), MOST_BYTES):
+    for own in portions(views, partial(memory, folds=len(parts)), MOST_BYTES):
         sums = gather(state.model, shapes, own, parts, state.seed, custom_ops)
         for one in sums.values():
             yield Reading(one.view, one.view.weights, _whole(one))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,7 @@ from onnxprune.readers.frontier import Walk, batches, held, sample
 from onnxprune.readers.stats import (
     POSITIONS,
     Array,
-    FloatArray,
     Gatherer,
-    IntArray,
     Moments,
     positions,
     total,
@@ -140,21 +138,3 @@ def _finish(one: _Asked) -> Sums | None:
 def memory(view: View, folds: int) -> int:
     """Bytes of the moments of a reader while they are gathered."""
     return (folds if len(view.columns) <= WIDE else 2) * 8 * len(view.columns) ** 2
-
-
-def portions(views: Sequence[View], folds: int, most: int) -> Iterator[list[View]]:
-    """Readers in parts whose moments fit into memory together."""
-    part: list[View] = []
-    size = 0
-    for view in views:
-        own = memory(view, folds)
-        if part and size + own > most:
-            yield part
-            part, size = [], 0
-        part.append(view)
-        size += own
-    if part:
-        yield part
-
-
-__all__ = ["FloatArray", "IntArray", "Sums", "gather", "memory", "portions"]

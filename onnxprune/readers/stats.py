@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 # Positions of a sample that are looked at: 16 instead were worse (a mobile net at 0.6 of the
 # MACs: 0.624 for 0.652).
@@ -130,6 +131,26 @@ class Gatherer:
         self.total = found if self.total is None else self.total + found
         self._a.clear()
         self._t.clear()
+
+
+def portions(items: Sequence[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Items in parts whose sums fit into memory together.
+
+    Args:
+        size: bytes of an item.
+        most: of a part, unless one item alone is larger.
+    """
+    part: list[T] = []
+    full = 0
+    for one in items:
+        own = size(one)
+        if part and full + own > most:
+            yield part
+            part, full = [], 0
+        part.append(one)
+        full += own
+    if part:
+        yield part
 
 
 def positions(count: int, seed: int, sample: int, most: int = POSITIONS) -> IntArray:

@@ -19,7 +19,7 @@ from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
-from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, positions
+from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, portions, positions
 from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
 from onnxprune.repair.solve import Affine, Repair, repair
@@ -80,7 +80,7 @@ class Sweep:
 
     def run(self, waves: Sequence[Sequence[Target]]) -> Model:
         """The repaired model; the cut one itself where nothing became better."""
-        parts = [part for wave in waves for part in portions(wave, MOST_BYTES)]
+        parts = [part for wave in waves for part in portions(wave, _bytes, MOST_BYTES)]
         known = batches(self.folds)
         walks = [
             Walk(known, [{*_names(part, side)} for part in parts], self.custom_ops)
@@ -148,17 +148,7 @@ def _scaled(axis: int, line: Affine, array: Array) -> Array:
     return (array * scale + shift).astype(array.dtype)
 
 
-def portions(wave: Sequence[Target], most_bytes: int) -> Iterator[list[Target]]:
-    """A wave in parts whose sums fit into memory together."""
-    part: list[Target] = []
-    size = 0
-    for one in wave:
-        width = len(one.view.columns) if isinstance(one, Solvable) else 0
-        own = 6 * 8 * width**2
-        if part and size + own > most_bytes:
-            yield part
-            part, size = [], 0
-        part.append(one)
-        size += own
-    if part:
-        yield part
+def _bytes(target: Target) -> int:
+    """Of the sums of a target, while they are gathered and solved for."""
+    width = len(target.view.columns) if isinstance(target, Solvable) else 0
+    return 6 * 8 * width**2
