@@ -6,7 +6,7 @@ the original gave: errors do not add up from layer to layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,10 +19,18 @@ from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
-from onnxprune.readers.stats import POSITIONS, Array, Gatherer, Moments, portions, positions
+from onnxprune.readers.stats import (
+    POSITIONS,
+    Array,
+    Gatherer,
+    IntArray,
+    Moments,
+    portions,
+    positions,
+)
 from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
-from onnxprune.repair.solve import Affine, Repair, repair
+from onnxprune.repair.solve import Affine, Repair, refit, repair
 from onnxprune.repair.targets import Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
 from onnxprune.samples.dataset import Dataset
@@ -65,6 +73,50 @@ def repaired(
     return together(sweep.run(waves), made.model, thin), sweep.done
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Moments of a target, fold by fold."""
+
+    folds: list[Moments]
+    apart: list[Moments]
+    """Were nothing lost upstream; empty where that cannot be told."""
+
+    def repair(self, target: Target) -> Repair:
+        """What becomes of it.
+
+        Errors upstream are noise that a solution shrinks for, its pull strong in the last layers;
+        what went is known exactly. It is made up for first, with a pull of its own, and the rest
+        pulled towards that (a mobile net at 0.7, 0.6, 0.5 of the MACs: 0.768, 0.664, 0.460; pulled
+        towards the sliced reader 0.756, 0.642, 0.438).
+        """
+        sliced = target.sliced()
+        start = refit(self.apart, sliced) if self.apart else None
+        return repair(
+            self.folds, sliced, may_solve=target.is_full, joins=target.may_shrink, start=start
+        )
+
+
+class Gathered:
+    """Sums of a target while samples are looked at."""
+
+    def __init__(self, target: Target, folds: int) -> None:
+        self._target = target
+        self._folds = [Gatherer(target.is_full) for _ in range(folds)]
+        self._apart = [Gatherer(True) for _ in range(folds if target.is_apart else 0)]
+
+    def add(
+        self, fold: int, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
+    ) -> None:
+        """Some positions of one sample."""
+        self._folds[fold].add(*self._target.rows(before, after, at))
+        if self._apart:
+            self._apart[fold].add(*self._target.rows_apart(before, at))
+
+    def finish(self) -> Seen:
+        """Moments of all samples."""
+        return Seen(*([one.finish() for one in sums] for sums in (self._folds, self._apart)))
+
+
 @dataclass(eq=False)
 class Sweep:
     """A model under repair."""
@@ -104,10 +156,8 @@ class Sweep:
         before = walks[0].step(self.original, _names(part, "of_original"))
         again = {t.view.node.key for t in part if isinstance(t, Solvable) and t.view.own}
         after = walks[1].step(live, _names(part, "of_pruned"), again)
-        for target, folds in zip(part, self._gather(now, before, after, known), strict=True):
-            found = repair(
-                folds, target.sliced(), may_solve=target.is_full, joins=target.may_shrink
-            )
+        for target, seen in zip(part, self._gather(now, before, after, known), strict=True):
+            found = seen.repair(target)
             if found.kind == "sliced" and not target.is_moved:
                 self.done.setdefault(target.key, found)
                 continue
@@ -122,9 +172,9 @@ class Sweep:
         before: Iterator[dict[str, Array]],
         after: Iterator[dict[str, Array]],
         known: list[Batch],
-    ) -> list[list[Moments]]:
-        """Moments of each target and fold."""
-        sums = [[Gatherer(t.is_full) for _ in self.folds] for t in part]
+    ) -> list[Seen]:
+        """What is seen of each target."""
+        sums = [Gathered(target, len(self.folds)) for target in part]
         for batch, *values in zip(known, before, after, strict=True):
             count = len(batch.samples)
             for i, number in enumerate(batch.samples.tolist()):
@@ -134,8 +184,8 @@ class Sweep:
                     share = held(values[0], target.of_original[0], count, target.axes)
                     at = positions(target.count(one), self.seed, number, share * POSITIONS)
                     if len(at):
-                        own[batch.fold].add(*target.rows(one, other, at))
-        return [[fold.finish() for fold in own] for own in sums]
+                        own.add(batch.fold, one, other, at)
+        return [own.finish() for own in sums]
 
 
 def _names(part: Sequence[Target], side: str) -> list[str]:
@@ -151,4 +201,4 @@ def _scaled(axis: int, line: Affine, array: Array) -> Array:
 def _bytes(target: Target) -> int:
     """Of the sums of a target, while they are gathered and solved for."""
     width = len(target.view.columns) if isinstance(target, Solvable) else 0
-    return 6 * 8 * width**2
+    return (12 if target.is_apart else 6) * 8 * width**2

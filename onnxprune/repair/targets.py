@@ -69,6 +69,16 @@ class Target:
         raise NotImplementedError
 
     @property
+    def is_apart(self) -> bool:
+        """True where the loss of inputs can be told from errors upstream."""
+        return False
+
+    def rows_apart(self, before: Mapping[str, Array], at: IntArray) -> tuple[Array, Array]:
+        """As `rows`, were nothing lost upstream: the original's values of the inputs that stay,
+        and what the original gave."""
+        raise NotImplementedError
+
+    @property
     def is_moved(self) -> bool:
         """True where it is to be stored even if nothing better is found."""
         return False
@@ -95,6 +105,8 @@ class Solvable(Target):
     """The same reader of the original."""
     kept: BoolArray
     """Shape (outputs of the original,)."""
+    stays: BoolArray
+    """Shape (inputs of the original,)."""
     stream: Stream | None
     """The sum it joins: what is missing there is what it can make up."""
     turned: Turned | None = None
@@ -114,7 +126,8 @@ class Solvable(Target):
     @property
     def of_original(self) -> tuple[str, ...]:
         more = () if self.stream is None else (self.stream.total,)
-        return (*self.origin.given, *more)
+        seen = self.origin.seen if self.is_apart else ()
+        return (*self.origin.given, *seen, *more)
 
     @property
     def of_pruned(self) -> tuple[str, ...]:
@@ -145,6 +158,15 @@ class Solvable(Target):
         total = channel_rows(before[self.stream.total], self.stream.axis, at)[:, self.kept]
         other = channel_rows(after[self.stream.other], self.stream.axis, at)
         return seen, self.stream.share(total, other)
+
+    @property
+    def is_apart(self) -> bool:
+        fits = int(self.stays.sum()) == len(self.view.columns)
+        return fits and not self.stays.all() and self.turned is None and not self.view.own
+
+    def rows_apart(self, before: Mapping[str, Array], at: IntArray) -> tuple[Array, Array]:
+        seen = self.origin.inputs(before, at, before)
+        return seen[:, self.stays], self.origin.outputs(before, at)[:, self.kept]
 
     @property
     def is_moved(self) -> bool:
@@ -307,13 +329,15 @@ class _Finder:
 
     def _solvable(self, view: View, depth: Mapping[str, int]) -> Solvable:
         origin = self._origins[view.key]
-        kept = np.where(origin.rows >= 0, self._alive[origin.rows], True)
+        kept, stays = (
+            np.where(ids >= 0, self._alive[ids], True) for ids in (origin.rows, origin.columns)
+        )
         found = stream(self._cut, self._shapes, view)
         if found is not None and not (
             found.total in self._original.producer and found.other in depth
         ):
             found = None
-        return Solvable(view, origin, kept, found, self._turns.get(view.key))
+        return Solvable(view, origin, kept, stays, found, self._turns.get(view.key))
 
     def _scalable(self, node: Node) -> Target | None:
         view = None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.readers.stats import Moments, moments
-from onnxprune.repair.solve import SCALES, Affine, best_pull, repair, restored
+from onnxprune.repair.solve import SCALES, Affine, best_pull, refit, repair, restored
 
 
 def drawn(seed: int, rows: int, noise: float) -> tuple[Moments, Moments, Affine]:
@@ -75,3 +75,36 @@ def test_numbers_that_are_not_finite_repair_nothing() -> None:
     broken = moments(np.full((1, 6), np.inf), np.zeros((1, 4)), is_full=True)
     assert repair([broken, decide], sliced, may_solve=True).kind == "sliced"
     assert repair([fit, broken], sliced, may_solve=True).kind == "sliced"
+
+
+def test_a_layer_that_lost_nothing_gets_its_variance_back_even_at_the_cost_of_its_own_error() -> (
+    None
+):
+    """Upstream it shrank to half, and what is left tells little about what was there."""
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((2, 400, 3))
+    t = 2 * (0.3 * a + np.sqrt(1 - 0.09) * rng.standard_normal(a.shape))
+    folds = [moments(x, y, is_full=False) for x, y in zip(a, t, strict=True)]
+    found = repair(folds, Affine(np.ones(3), np.zeros(3)), may_solve=False)
+    assert found.kind == "scaled"
+    assert found.after > found.before
+    assert found.line.variance(folds[1]) == pytest.approx(folds[1].variance_t, rel=0.2)
+
+
+def test_what_went_is_made_up_for_though_noise_upstream_asks_for_a_strong_pull() -> None:
+    """An input went that the others tell exactly; few samples, and much noise in the targets."""
+    rng = np.random.default_rng(4)
+    weights, mix = rng.standard_normal((4, 9)), rng.standard_normal((1, 8))
+    sliced = Affine(weights[:, :8], np.zeros(4))
+    noisy, apart = [], []
+    for _ in range(4):
+        kept = rng.standard_normal((30, 8))
+        given = np.hstack([kept, kept @ mix.T]) @ weights.T
+        noisy.append(moments(kept, given + 5 * rng.standard_normal(given.shape), is_full=True))
+        apart.append(moments(kept, given, is_full=True))
+    start = refit(apart, sliced)
+    assert start.weights == pytest.approx(weights[:, :8] + weights[:, 8:] @ mix, abs=0.01)
+    found = repair(noisy, sliced, may_solve=True, joins=True, start=start)
+    from_sliced = repair(noisy, sliced, may_solve=True, joins=True)
+    assert found.kind == "solved"
+    assert found.line.error(apart[0]) < 0.5 * from_sliced.line.error(apart[0])
