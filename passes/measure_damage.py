@@ -10,10 +10,10 @@ from onnxprune.damage.curves import Measured, Study
 from onnxprune.errors import PruneError
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import Analysis, State
-from onnxprune.planning.damage import Damage
+from onnxprune.planning.damage import Damage, Measurement
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.folds import folds
-from onnxprune.records.curvefile import CurveFile, DimCurve, restore
+from onnxprune.records.curvefile import CurveFile, restore
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ class MeasureDamage(Analysis):
 
     def run(self, state: State) -> Damage:
         dims, written = state[Dims], state.past_or_none(CurveFile)
-        found: Mapping[int, Measured | DimCurve] = (
+        found: Mapping[int, Measurement] = (
             self._measured(state) if written is None else restore(written, state.model, dims)
         )
-        curves = {index: made.curve for index, made in found.items()}
-        return Damage(curves, {index: made.order for index, made in found.items()})
+        return Damage.of_each(found)
 
     def _measured(self, state: State) -> dict[int, Measured]:
         assert state.calibration is not None, "there is data to measure on"

@@ -32,7 +32,7 @@ samples: images dataset columns data metrics
 manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window frontier view recurrent stream find folds
-damage: pooling sums outputs bases obs curves activations
+damage: pooling sums ahead outputs bases obs curves activations
 repair: copies solve turned targets sweep choose
 passes:
 recipe

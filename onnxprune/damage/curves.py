@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 from scipy.linalg import LinAlgError
 
 from onnxprune.backend.threads import default_workers, one_thread
+from onnxprune.damage.ahead import reads_ahead, root
 from onnxprune.damage.bases import Basis, choices, find_bases, losses
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
 from onnxprune.damage.sums import Sums, gather, memory
@@ -56,9 +58,12 @@ class Study:
     alive: BoolArray | None = None
     """Shape (channels,): what is left in a model that was cut; its views know their columns."""
     views: dict[str, View] = field(default_factory=dict)
+    is_ahead: bool = False
+    """Errors count by what the next readers make of them, where that is known."""
     workers: int = 0
     """Threads that measure Dims side by side; 0: as many as there are cores, at most 4."""
     _bases: dict[int, list[Basis]] = field(default_factory=dict)
+    _behind: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self) -> dict[int, Measured]:
         """Orders and curves of the free Dims that readers were found for, by Dim index."""
@@ -81,6 +86,8 @@ class Study:
             self._bases = find_bases(self.model, self.dims, self._views)
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
+        if self.is_ahead:
+            reads = {index: self._with_later(keys) for index, keys in reads.items()}
         found: dict[int, T] = {}
         with one_thread():
             for group in self._groups(reads):
@@ -111,6 +118,25 @@ class Study:
 
     def _reading(self, dim: Dim) -> list[str]:
         return [k for k, v in self._views.items() if (self._owner(dim, v) >= 0).any()]
+
+    def _with_later(self, keys: list[str]) -> list[str]:
+        """Readers, and those behind them that read what they give."""
+        return [*dict.fromkeys([*keys, *(later for key in keys for later in self._later(key))])]
+
+    def _later(self, key: str) -> list[str]:
+        """Keys of the readers behind a reader that read what it gives."""
+        if key not in self._behind:
+            place, view = self._place, self._views[key]
+            self._behind[key] = [
+                other
+                for other, by in self._views.items()
+                if place[by.node.key] > place[view.node.key] and reads_ahead(self.dims, view, by)
+            ]
+        return self._behind[key]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {node.key: at for at, node in enumerate(self.model.nodes)}
 
     def _owner(self, dim: Dim, view: View) -> IntArray:
         """Which channel of a Dim each input belongs to, itself or as a row of it."""
@@ -152,10 +178,19 @@ class Study:
     def _problems(self, dim: Dim, sums: Mapping[str, Sums]) -> list[Problem]:
         owners = {key: self._owner(dim, one.view) for key, one in sums.items()}
         return [
-            Problem(one.view.weights / np.sqrt(one.norm), owners[key], one.folds)
+            Problem(self._weighed(one, sums), owners[key], one.folds)
             for key, one in sums.items()
             if (owners[key] >= 0).any()
         ]
+
+    def _weighed(self, one: Sums, sums: Mapping[str, Sums]) -> FloatArray:
+        """A reader's weights in units of the damage that its errors do."""
+        if self.is_ahead:
+            later = [sums[key] for key in self._later(one.view.key) if key in sums]
+            if (found := root(self.dims, one.view, later)) is not None:
+                made: FloatArray = found @ one.view.weights
+                return made
+        return one.view.weights / np.sqrt(one.norm)
 
     def _order(self, dim: Dim, sums: Mapping[str, Sums]) -> FloatArray | None:
         problems = self._problems(dim, sums)
@@ -181,9 +216,7 @@ class Study:
         shares = [(left - len(g)) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
 
-    def _turned(
-        self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]
-    ) -> Measured | None:
+    def _turned(self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]) -> Measured | None:
         """Damage where the best directions stay; which channels stand for them is all the same."""
         parts = self._parts(dim)
         order = 1.0 + np.concatenate([np.arange(len(part))[::-1] for part in parts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +28,16 @@ class Curve:
         return found
 
 
+class Measurement(Protocol):
+    """What was measured of a Dim."""
+
+    @property
+    def curve(self) -> Curve: ...
+
+    @property
+    def order(self) -> FloatArray: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Damage:
     """Curves of the Dims that were measured."""
@@ -35,6 +46,12 @@ class Damage:
     """By Dim index."""
     orders: Mapping[int, FloatArray] = field(default_factory=dict)
     """By Dim index, shape (channels of the Dim,): larger is worth more."""
+
+    @staticmethod
+    def of_each(found: Mapping[int, Measurement]) -> Damage:
+        """Damage from what was measured of each Dim, by Dim index."""
+        curves = {index: made.curve for index, made in found.items()}
+        return Damage(curves, {index: made.order for index, made in found.items()})
 
     def scores(self, dims: Dims, scores: Scores) -> Scores:
         """The orders where they were measured, the scores elsewhere."""

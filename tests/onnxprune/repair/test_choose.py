@@ -12,6 +12,7 @@ from onnxprune import prune
 from onnxprune.identity.dims import Dims
 from onnxprune.model.graph import Model
 from onnxprune.readers.folds import folds
+from onnxprune.repair import choose
 from onnxprune.repair.choose import Trials, output_error
 from tests.builder import Builder
 from tests.calibrated import dataset
@@ -38,8 +39,48 @@ def test_a_model_is_no_error_to_itself() -> None:
     other.graph.initializer[1].raw_data = b"\0" * len(other.graph.initializer[1].raw_data)
     whole = dataset(model, data())
     assert output_error(Model(model), Model(model), whole) == 0
-    # Outputs that are all zero differ from the original by its second moment.
+    # Scores that are all alike say nothing: a divergence from what the original says.
+    assert output_error(Model(model), Model(other), whole) > 0.1
+
+
+def test_outputs_that_are_no_distribution_are_compared_by_their_squares() -> None:
+    """Outputs that are all zero differ from the original by its second moment."""
+    model = net()
+    other = net()
+    other.graph.initializer[1].raw_data = b"\0" * len(other.graph.initializer[1].raw_data)
+    for one in (model, other):
+        one.graph.node[-1].output[0] = one.graph.output[0].name = "embedding"
+    whole = dataset(model, data())
     assert output_error(Model(model), Model(other), whole) >= 1
+
+
+def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each fold of a small model's samples in turn, the last of a large one's."""
+    model = net()
+    state = run(model)
+    samples = dataset(model, data())
+    parts = folds(samples.subset(range(45)), samples.subset(range(45, 60)), 640)
+    seen = []
+
+    def made(self: Trials, alive: Any, fit: Any) -> tuple[None, Model]:
+        seen.append({*np.concatenate([fold.rows for fold in fit]).tolist()})
+        return None, self.original.model
+
+    def error(_: Model, __: Model, held: Any, ___: Any) -> float:
+        assert not seen[-1] & {*held.rows.tolist()}
+        return 0.0
+
+    monkeypatch.setattr(Trials, "made", made)
+    monkeypatch.setattr(choose, "output_error", error)
+    trials = Trials(state.subject, state[Dims], parts)
+    trials.best({"all": np.ones(trials.dims.count, np.bool_)})
+    assert len(seen) == 4
+    assert set.union(*seen) == {*range(60)}
+    monkeypatch.setattr(choose, "SMALL_MACS", 0)
+    trials.best({"all": np.ones(trials.dims.count, np.bool_)})
+    assert seen[-1] == {*range(45)}
 
 
 def test_the_plan_that_loses_least_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +100,7 @@ def test_the_plan_that_loses_least_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         {"large": large, "small": small, "small again": small.copy()}
     )
     assert best == "small"
-    assert len(calls) == 2
+    assert len(calls) == 2  # folds are held out behind `_error`
     assert errors["small"] == errors["small again"] < errors["large"]
 
 
