@@ -190,7 +190,8 @@ class Study:
             if (found := root(self.dims, one.view, later)) is not None:
                 made: FloatArray = found @ one.view.weights
                 return made
-        return one.view.weights / np.sqrt(one.norm)
+        plain: FloatArray = one.view.weights / np.sqrt(one.norm)
+        return plain
 
     def _order(self, dim: Dim, sums: Mapping[str, Sums]) -> FloatArray | None:
         problems = self._problems(dim, sums)
