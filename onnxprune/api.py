@@ -111,8 +111,8 @@ def prune(
     Args:
         model: a path or a ModelProto, which is not changed.
         out: where to write; None keeps the result in memory (`Result.model`).
-        data: samples, with labels or without: a fifth of them, drawn by the seed, is for the
-            figures, unless `evaluation` takes its place; the others are to repair on.
+        data: samples, labelled or not: a fifth, drawn by the seed, is for the figures, unless
+            `evaluation` is; the others are to repair on. Without, seeded inputs may be.
         limit: take so many samples, drawn by the seed.
         shape: input shapes that cost is counted at.
         curves: what `sensitivity` wrote for this model, instead of measuring; or that document.
@@ -132,8 +132,8 @@ def prune(
     targets = [] if dry_run else opening.targets(out, plan_path, sources, overwrite)
     state = opening.start(model, shape, run.chosen.seed, progress, run.chosen.workers)
     opening.read_parts(state, data, evaluation, limit, images, splits=not run.chosen.exact_only)
-    if known is not None:
-        opening.give_curves(state, known, judged_apart=evaluation is not None)
+    opening.give_curves(state, known, judged_apart=evaluation is not None)
+    run.stand_in(state)
     run = run.kept(state, targets, resume=resume, overwrite=overwrite)
     plan = run.carry_out(state)
     findings = {} if dry_run else verified(state, run.comparison)

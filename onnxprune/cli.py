@@ -112,7 +112,7 @@ COMPARISON = _options(
 @click.option("--score", help="How channels are ranked; `onnxprune passes` lists score-*.")
 @click.option("--allocate", type=click.Choice(["auto", "uniform", "global", "curves"]),
               default="auto", show_default=True,
-              help="How widths are shared out; auto is curves with data, global without.")
+              help="How widths are shared out; auto: curves with samples, else global.")
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True,
               help="Cut in rounds, and measure again what each left.")  # fmt: skip
 @click.option("--curves", type=click.Path(),
@@ -122,7 +122,7 @@ COMPARISON = _options(
               help="Cut Dims under normalisations over channels, without data too.")  # fmt: skip
 @click.option("--exact-only", is_flag=True, help="Lossless clean-ups only; no budget.")
 @click.option("--repair/--no-repair", default=True, show_default=True,
-              help="Refit what is left on --data.")  # fmt: skip
+              help="Refit what is left, on --data or on seeded inputs.")  # fmt: skip
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave these alone.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cut these only.")
 @click.option("--keep", multiple=True, metavar="PATTERN=N",

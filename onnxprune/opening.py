@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxprune.blame import blaming, refuse_crashes
-from onnxprune.errors import DataError, UsageError, did_you_mean
+from onnxprune.errors import DataError, PruneError, UsageError, did_you_mean
 from onnxprune.identity.dims import Dims
 from onnxprune.manager import State, Subject
 from onnxprune.model.storage import check_target, data_file, load
@@ -23,8 +22,9 @@ from onnxprune.normal.normalize import Normalized, normalize_with_origins
 from onnxprune.planning.damage import Damage
 from onnxprune.records.curvefile import CurveFile, record
 from onnxprune.samples import data as datasets
+from onnxprune.samples import standins
 from onnxprune.samples.data import ImageOptions, Source
-from onnxprune.samples.dataset import fingerprint
+from onnxprune.samples.dataset import LEAST_SAMPLES, fingerprint
 from onnxprune.shape.shapes import Shape
 
 ModelSource = str | Path | ModelProto | Any
@@ -32,8 +32,6 @@ ModelSource = str | Path | ModelProto | Any
 Progress = Callable[[str], None]
 Shapes = Mapping[str, Shape]
 Command = TypeVar("Command", bound=Callable[..., Any])
-# With fewer, what is fitted holds for no other sample.
-LEAST_SAMPLES = 20
 TOO_FEW = "{n} samples are too few to fit to, to decide on and to measure"
 
 
@@ -191,9 +189,33 @@ def read_parts(
     if evaluation is None:
         state.data = report
     else:
-        fit = replace(fit, rows=np.sort(np.concatenate([fit.rows, report.rows])))
+        fit = fit.with_rows_of(report)
     state.calibration = fit, decide
     return None
+
+
+def stand_in(state: State, custom_ops: Sequence[str]) -> None:
+    """Seeded inputs to plan and repair on, where such will do; else a warning says why.
+
+    They are for no figure: `state.data` stays what it is.
+    """
+    subject = state.subject
+    reason = standins.unfit(subject.model, subject.at_cost)
+    if not reason:
+        try:
+            cost = subject.cost
+            meets = cost.macs / max(cost.params, 1)
+            drawn = standins.drawn(subject.model, subject.sizes.cost, state.seed, meets)
+            standins.check_run(subject.model, drawn, custom_ops)
+            fit, decide, report = drawn.split(state.seed)
+            state.calibration = fit.with_rows_of(report), decide
+            return
+        except PruneError as error:
+            reason = error.what
+    state.warnings.append(
+        "nothing is repaired: there is no data, and seeded inputs cannot stand in for it: "
+        f"{reason}; give --data with some hundred samples"
+    )
 
 
 def require_parts(state: State) -> None:
@@ -207,12 +229,14 @@ def require_parts(state: State) -> None:
                         hint=f"give at least {least}, better some hundred")  # fmt: skip
 
 
-def give_curves(state: State, written: CurveFile, *, judged_apart: bool) -> None:
-    """Curves from a file into the state, to be taken instead of measuring.
+def give_curves(state: State, written: CurveFile | None, *, judged_apart: bool) -> None:
+    """Curves from a file, if any, into the state, to be taken instead of measuring.
 
     Args:
         judged_apart: the figures come from other data than what is repaired on.
     """
+    if written is None:
+        return
     state.before[CurveFile] = written
     known = state.calibration
     if known is None or judged_apart or written.sha256["samples"] == fingerprint(known):

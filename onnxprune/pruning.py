@@ -45,6 +45,16 @@ class Run:
     store: Store | None = None
     """Where it goes on from when it is interrupted."""
 
+    def stand_in(self, state: State) -> None:
+        """Seeded inputs, where there is no data and what is left is to be repaired.
+
+        Curves from a file have chosen the widths on data; nothing is repaired beside them.
+        """
+        is_wanted = self.chosen.repair and not self.chosen.exact_only
+        if is_wanted and not self.has_data and state.past_or_none(CurveFile) is None:
+            with opening.timed(state, "draw"):
+                opening.stand_in(state, self.chosen.custom_ops)
+
     def kept(
         self, state: State, targets: Sequence[Path], *, resume: bool, overwrite: bool
     ) -> Run:
@@ -80,8 +90,7 @@ class Run:
             state.before[CurveFile] = self.store.saved.curves
         if self.chosen.max_drop is not None:
             return self._search(state, measures)
-        make = plan_passes if self.dry_run else prune_passes
-        steps = make(self.chosen, has_data=self.has_data, measures=measures)
+        steps = self._steps(measures, has_samples=state.calibration is not None)
         at = next((i for i, one in enumerate(steps) if isinstance(one, MakePlan)), len(steps))
         PassManager(steps[:at]).run(state)
         self._keep_curves(state)
@@ -89,6 +98,14 @@ class Run:
             state.before[RoundLog] = RoundLog(self.store.saved.round, self.store.put_round)
         PassManager(steps[at:], given=state.facts).run(state)
         return steps
+
+    def _steps(self, measures: bool, *, has_samples: bool) -> list[AnyPass]:
+        has_data = self.has_data
+        if self.dry_run:
+            return plan_passes(self.chosen, has_data=has_data, measures=measures)
+        return prune_passes(
+            self.chosen, has_data=has_data, measures=measures, has_samples=has_samples
+        )
 
     def _search(self, state: State, measures: bool) -> list[AnyPass]:
         opening.require_parts(state)

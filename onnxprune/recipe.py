@@ -29,7 +29,7 @@ class PruneOptions:
     score: str = DEFAULT_SCORE
     """A score pass, with or without `score-`; options in braces."""
     allocate: str = AUTO
-    """How widths are shared out: uniform, global, curves; auto is curves where there is data."""
+    """How widths are shared out: uniform, global, curves; auto is curves with samples."""
     rounds: int = 1
     """Cut in so many rounds, and measure again what each left."""
     exact: bool = False
@@ -41,7 +41,7 @@ class PruneOptions:
     max_drop: float | None = None
     """Go to the smallest model whose metric drops no more; targets are the least to go to."""
     repair: bool = True
-    """Refit what is left, where there is data to do it with."""
+    """Refit what is left, where there are samples to do it with: data, or seeded inputs."""
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep: Mapping[str, float] = field(default_factory=dict)
@@ -246,11 +246,14 @@ def sensitivity_passes(custom_ops: tuple[str, ...]) -> list[AnyPass]:
     return [*clean_ups(), score_pass(DEFAULT_SCORE), measure]
 
 
-def prune_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> list[AnyPass]:
+def prune_passes(
+    options: PruneOptions, *, has_data: bool, measures: bool, has_samples: bool = False
+) -> list[AnyPass]:
     """Everything up to the cut, verification not included.
 
     Args:
         measures: damage is measured, or known.
+        has_samples: there is something to repair on without data, too.
     """
     from onnxprune.passes.cut_channels import CutChannels
     from onnxprune.passes.repair_readers import RepairReaders
@@ -262,7 +265,7 @@ def prune_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> li
     cut = CutChannels(custom_ops=options.custom_ops)
     copies = not {"params", "bytes"} & options.target.keys()  # they would go beyond these
     repair = RepairReaders(custom_ops=options.custom_ops, copies=copies)
-    repairs = [repair] if has_data and options.repair else []
+    repairs = [repair] if options.repair and (has_data or has_samples) else []
     return [*plan_passes(options, has_data=has_data, measures=measures), trial, cut, *repairs]
 
 

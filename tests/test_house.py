@@ -28,7 +28,7 @@ cutting: compact assemble cut proof oracle
 records: untrusted planrecord planfile curvefile tensorfile checkpoint
 cleanup: known codes weight
 cleanup: linear knowledge deduce_moves deduce liveness cleaning branches duplicates
-samples: images dataset columns data metrics
+samples: images dataset columns data metrics standins
 manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window frontier view recurrent stream find folds

@@ -25,6 +25,7 @@ from onnxprune.verification.sensitivity import Ranking
 from onnxprune.verification.trials import plain
 
 SCHEMA = "onnxprune/{command}/1"
+SEEDED = "seeded inputs"
 
 
 def schema_name(command: str) -> str:
@@ -84,11 +85,23 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "widths": plan_rows(dims, plan) if plan is not None else [],
         "prunable_params": prunable_params(subject.model, dims),
         "repaired": None if repaired is None else repaired.kinds,
+        "calibration": calibration_document(state),
         "plans": dict(plan.tried) or None if plan is not None else None,
         **path_document(state.get(Descent)),
         "verify": findings,
         "seconds": rounded(state.seconds),
         "warnings": list(dict.fromkeys(state.warnings)),
+    }
+
+
+def calibration_document(state: State) -> dict[str, Any] | None:
+    """How many samples repair could look at, and where they came from; None without any."""
+    if state.calibration is None:
+        return None
+    is_seeded = any(part.is_seeded for part in state.calibration)
+    return {
+        "samples": sum(part.n for part in state.calibration),
+        "source": SEEDED if is_seeded else "data",
     }
 
 

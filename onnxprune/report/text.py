@@ -65,6 +65,7 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     if content.get("repaired"):
         listed = ", ".join(f"{n} {kind}" for kind, n in content["repaired"].items())
         yield Text(f"layers repaired: {listed}")
+    yield from _calibration(content.get("calibration"))
     rows = [row for row in content.get("widths", []) if row["kept"] < row["of"]]
     if rows:
         yield Text()
@@ -77,6 +78,13 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     yield from _warnings(content)
     if content["output"]:
         yield Text(f"\nwritten to {content['output']}" + _plan_note(content))
+
+
+def _calibration(found: dict[str, Any] | None) -> Iterator[RenderableType]:
+    """What the samples were, where they were not the user's."""
+    if found and found["source"] != "data":
+        yield Text(f"{found['samples']} {found['source']} stood in for data, to plan and to repair "
+                   "on; nothing was fitted to real ones")  # fmt: skip
 
 
 def _path(rows: list[dict[str, Any]], on: dict[str, Any]) -> Iterator[RenderableType]:

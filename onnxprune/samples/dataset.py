@@ -18,6 +18,9 @@ IntArray = npt.NDArray[np.int64]
 # The rest is for the report.
 FIT, DECIDE = 0.6, 0.2
 
+# With fewer, what is fitted holds for no other sample.
+LEAST_SAMPLES = 20
+
 # Rows looked at together for numbers that are not finite: the data may be larger than memory.
 ROWS_AT_ONCE = 256
 
@@ -33,6 +36,7 @@ class Dataset:
         rows: the samples that belong to this set.
         all_labels: one per sample of `arrays`.
         batch: the graph's batch size where it is fixed; `n` is then a multiple of it.
+        is_seeded: drawn, not given: it tells nothing of what the model is for.
     """
 
     arrays: Mapping[str, Array]
@@ -42,6 +46,7 @@ class Dataset:
     all_labels: Array | None = None
     batch: int | None = None
     warnings: tuple[str, ...] = ()
+    is_seeded: bool = False
 
     @property
     def n(self) -> int:
@@ -120,6 +125,10 @@ class Dataset:
         parts = np.split(order, [fit, fit + decide])
         first, second, third = (self.subset(np.sort(part)) for part in parts)
         return first, second, third
+
+    def with_rows_of(self, other: Dataset) -> Dataset:
+        """These samples and those of another set of the same arrays, in their order."""
+        return replace(self, rows=np.sort(np.concatenate([self.rows, other.rows])))
 
 
 def fingerprint(parts: Sequence[Dataset], *, labels: bool = False) -> str:

@@ -38,12 +38,13 @@ def names(measures: bool, **options: Any) -> list[str]:
 
 
 def test_with_data_widths_follow_measured_damage() -> None:
-    """Without a word, and as `curves` says; without data as `global` says."""
+    """Without a word, and as `curves` says; without samples as `global` says."""
     assert "measure-damage" in names(True)
     assert "measure-damage" not in names(False)
     data = samples()
     assert kept(data=data) == kept(data=data, allocate="curves")
-    assert kept() == kept(allocate="global")
+    assert kept(repair=False) == kept(repair=False, allocate="global")
+    assert kept() == kept(allocate="curves")
     assert kept(data=data) != kept(data=data, allocate="global")
 
 
@@ -94,8 +95,8 @@ def test_rounds_are_made(call: Call, tmp_path: Path) -> None:
     [
         ({"rounds": 0}, "at least 1"),
         ({"rounds": 2, "allocate": "global"}, "does not look at"),
-        ({"rounds": 2}, "none or too few"),
-        ({"allocate": "curves"}, "none or too few"),
+        ({"rounds": 2, "repair": False}, "none or too few"),
+        ({"allocate": "curves", "repair": False}, "none or too few"),
         ({"allocate": "curved"}, "no allocator"),
         ({"rounds": "2"}, "no int"),
     ],
