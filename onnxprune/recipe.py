@@ -263,8 +263,7 @@ def prune_passes(
     if options.exact_only:
         return [trial, *clean_ups()]
     cut = CutChannels(custom_ops=options.custom_ops)
-    copies = not {"params", "bytes"} & options.target.keys()  # they would go beyond these
-    repair = RepairReaders(custom_ops=options.custom_ops, copies=copies)
+    repair = RepairReaders(custom_ops=options.custom_ops, copies=_may_copy(options))
     repairs = [repair] if options.repair and (has_data or has_samples) else []
     return [*plan_passes(options, has_data=has_data, measures=measures), trial, cut, *repairs]
 
@@ -289,8 +288,14 @@ def plan_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> lis
     if not measures:
         return [*before, MakePlan(**chosen)]
     measure = MeasureDamage(custom_ops=options.custom_ops)
-    plan = RefinePlan(**chosen, rounds=options.rounds, custom_ops=options.custom_ops)
+    plan = RefinePlan(**chosen, rounds=options.rounds, custom_ops=options.custom_ops,
+                      copies=_may_copy(options))  # fmt: skip
     return [*before, CheckPlan(**chosen), measure, plan]
+
+
+def _may_copy(options: PruneOptions) -> bool:
+    """Whether repair may copy small weights: targets of size would be exceeded."""
+    return not {"params", "bytes"} & options.target.keys()
 
 
 def _with_custom(one: AnyPass, custom_ops: tuple[str, ...]) -> AnyPass:

@@ -46,6 +46,8 @@ class RefinePlan(MakePlan):
     """Calibration samples that are looked at, at most."""
     custom_ops: tuple[str, ...] = ()
     """Libraries of custom operators that the model needs to run."""
+    copies: bool = False
+    """Plans are tried with copies of small shared weights, as `repair-readers` would make them."""
 
     def run(self, state: State) -> Plan:
         damage = state[Damage]
@@ -96,7 +98,7 @@ class RefinePlan(MakePlan):
     def _trials(self, state: State) -> Trials:
         fit, decide = state.calibration
         parts = folds(fit, decide, self.samples)
-        return Trials(state.subject, state[Dims], parts, state.seed, self.custom_ops)
+        return Trials(state.subject, state[Dims], parts, state.seed, self.custom_ops, self.copies)
 
     def _ranked(self, state: State, scores: Scores, plan: Plan) -> Plan | None:
         """The widths of a plan with other channels; None where heads that go make it too dear."""
@@ -143,14 +145,11 @@ def _checked(known: Round, dims: Dims, rounds: int) -> Round:
     return known
 
 
-def _known(
-    state: State, dims: Dims, made: Cut, alive: BoolArray, live: Model
-) -> dict[str, View]:
+def _known(state: State, dims: Dims, made: Cut, alive: BoolArray, live: Model) -> dict[str, View]:
     """Views of a repaired cut whose inputs are known by their identities in the original."""
     origins = find_views(state.model, state.subject.shapes[0], dims.ties)
     sliced, views = (
-        find_cut_views(model, made.first, dims.ties, origins, alive)
-        for model in (made.model, live)
+        find_cut_views(model, made.first, dims.ties, origins, alive) for model in (made.model, live)
     )
     found = {}
     for key, view in views.items():
@@ -163,7 +162,5 @@ def _known(
         if expected.shape == sliced[key].weights.shape and np.array_equal(
             expected, sliced[key].weights
         ):
-            found[key] = replace(
-                view, rows=origin.rows[rows], columns=origin.columns[columns]
-            )
+            found[key] = replace(view, rows=origin.rows[rows], columns=origin.columns[columns])
     return found

@@ -35,6 +35,8 @@ class Trials:
     folds: Sequence[Dataset]
     seed: int = 0
     custom_ops: Sequence[str] = ()
+    copies: bool = False
+    """Plans are tried with copies of small shared weights."""
 
     def best(self, plans: Mapping[str, BoolArray]) -> tuple[str, dict[str, float]]:
         """The plan with the least error, and the errors of all.
@@ -52,19 +54,23 @@ class Trials:
         finite = [name for name, error in errors.items() if np.isfinite(error)]
         return min(finite or errors, key=lambda name: errors[name]), errors
 
-    def made(self, alive: BoolArray, folds: Sequence[Dataset] | None = None) -> tuple[Cut, Model]:
-        """What a plan leaves, as it was cut and repaired.
+    def made(self, alive: BoolArray) -> tuple[Cut, Model]:
+        """What a plan leaves, as it was cut and repaired on all samples, without copies.
 
         Args:
             alive: shape (channels,).
-            folds: what it is repaired on; all samples where None.
         """
+        return self._made(alive, self.folds, copies=False)
+
+    def _made(
+        self, alive: BoolArray, folds: Sequence[Dataset], *, copies: bool
+    ) -> tuple[Cut, Model]:
         subject = self.original
         thin = cut(
             subject.model, self.dims, subject.sizes, subject.shapes, ~alive, load_rules(), {}
         )
         model, _ = repaired(
-            subject, thin, self.dims, alive, folds or self.folds, self.seed, self.custom_ops
+            subject, thin, self.dims, alive, folds, self.seed, self.custom_ops, copies=copies
         )
         return thin, model
 
@@ -85,7 +91,7 @@ class Trials:
         """The error on one fold, repaired on the others; on the last, repaired on all, if there
         are no more."""
         fit = [fold for at, fold in enumerate(self.folds) if at != turn]
-        _, model = self.made(alive, fit)
+        _, model = self._made(alive, fit, copies=self.copies)
         held = self.folds[min(turn, len(self.folds) - 1)]
         return output_error(self.original.model, model, held, self.custom_ops)
 

@@ -64,7 +64,7 @@ def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
     parts = folds(samples.subset(range(45)), samples.subset(range(45, 60)), 640)
     seen = []
 
-    def made(self: Trials, alive: Any, fit: Any) -> tuple[None, Model]:
+    def made(self: Trials, alive: Any, fit: Any, *, copies: bool) -> tuple[None, Model]:
         seen.append({*np.concatenate([fold.rows for fold in fit]).tolist()})
         return None, self.original.model
 
@@ -72,7 +72,7 @@ def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
         assert not seen[-1] & {*held.rows.tolist()}
         return 0.0
 
-    monkeypatch.setattr(Trials, "made", made)
+    monkeypatch.setattr(Trials, "_made", made)
     monkeypatch.setattr(choose, "output_error", error)
     trials = Trials(state.subject, state[Dims], parts)
     trials.best({"all": np.ones(trials.dims.count, np.bool_)})
