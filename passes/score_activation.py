@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.damage.activations import magnitudes, score
-from onnxprune.identity.dims import Dims
-from onnxprune.manager import Analysis, State
-from onnxprune.planning.scores import Scores
+from onnxprune.damage.activations import Reading, ReadingScore, magnitudes
+from onnxprune.readers.stats import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
-class ScoreActivation(Analysis):
+class ScoreActivation(ReadingScore):
     """Score each channel by the lengths of its readers' weights times the length of its input.
 
     A weight that is large but meets nothing is worth nothing. Several readers add up, each relative
@@ -22,15 +21,6 @@ class ScoreActivation(Analysis):
     """
 
     name: ClassVar[str] = "score-activation"
-    needs: ClassVar[tuple[type, ...]] = (Dims,)
-    gives: ClassVar[type] = Scores
 
-    samples: int = 640
-    """Calibration samples that are looked at, at most."""
-    custom_ops: tuple[str, ...] = ()
-    """Libraries of custom operators that the model needs to run."""
-
-    def run(self, state: State) -> Scores:
-        return score(
-            state, self.name, magnitudes, samples=self.samples, custom_ops=self.custom_ops
-        )
+    def measure(self, reading: Reading, channels: Sequence[IntArray]) -> FloatArray:
+        return magnitudes(reading, channels)

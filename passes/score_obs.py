@@ -7,16 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.damage.activations import calibration, completed
+from onnxprune.damage.activations import DataScore, calibration, completed
 from onnxprune.damage.curves import Study
 from onnxprune.identity.dims import Dims
-from onnxprune.manager import Analysis, State
+from onnxprune.manager import State
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.folds import folds
 
 
 @dataclass(frozen=True)
-class ScoreObs(Analysis):
+class ScoreObs(DataScore):
     """Score each channel by when it goes, if the one that all readers miss least goes first.
 
     After each round the readers' other weights are moved to make up for what went: of two channels
@@ -26,13 +26,6 @@ class ScoreObs(Analysis):
     """
 
     name: ClassVar[str] = "score-obs"
-    needs: ClassVar[tuple[type, ...]] = (Dims,)
-    gives: ClassVar[type] = Scores
-
-    samples: int = 640
-    """Calibration samples that are looked at, at most."""
-    custom_ops: tuple[str, ...] = ()
-    """Libraries of custom operators that the model needs to run."""
 
     def run(self, state: State) -> Scores:
         dims, (fit, decide) = state[Dims], calibration(state, self.name)

@@ -6,32 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.damage.activations import Reading, calibration, energies, score
+from onnxprune.damage.activations import DataScore, Reading, calibration, energies, score
 from onnxprune.damage.outputs import factors
 from onnxprune.identity.dims import Dims
-from onnxprune.manager import Analysis, State
+from onnxprune.manager import State
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.find import find_views
 from onnxprune.readers.stats import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
-class ScoreOutput(Analysis):
+class ScoreOutput(DataScore):
     """Score each channel by what it adds to its readers, times what errors there cost the outputs.
 
     What a reader's error costs is measured, without gradients: noise is added to what it gives, and
     the rest of the model is run again. A channel's part is its mean square relative to the variance
-    of what the reader gives. A reader that cannot be measured counts as the average one.
+    of what the reader gives. A reader that cannot be measured counts as the average one. Noise is
+    tried on a few of the samples.
     """
 
     name: ClassVar[str] = "score-output"
-    needs: ClassVar[tuple[type, ...]] = (Dims,)
-    gives: ClassVar[type] = Scores
-
-    samples: int = 640
-    """Calibration samples that are looked at, at most; noise is tried on a few of them."""
-    custom_ops: tuple[str, ...] = ()
-    """Libraries of custom operators that the model needs to run."""
 
     def run(self, state: State) -> Scores:
         _, decide = calibration(state, self.name)

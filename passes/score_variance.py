@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxprune.damage.activations import fluctuations, score
-from onnxprune.identity.dims import Dims
-from onnxprune.manager import Analysis, State
-from onnxprune.planning.scores import Scores
+from onnxprune.damage.activations import Reading, ReadingScore, fluctuations
+from onnxprune.readers.stats import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
-class ScoreVariance(Analysis):
+class ScoreVariance(ReadingScore):
     """Score each channel by the variance of its input times the squared length of what reads it.
 
     A channel that is constant is worth nothing: a bias stands in for it. Several readers add up,
@@ -22,15 +21,6 @@ class ScoreVariance(Analysis):
     """
 
     name: ClassVar[str] = "score-variance"
-    needs: ClassVar[tuple[type, ...]] = (Dims,)
-    gives: ClassVar[type] = Scores
 
-    samples: int = 640
-    """Calibration samples that are looked at, at most."""
-    custom_ops: tuple[str, ...] = ()
-    """Libraries of custom operators that the model needs to run."""
-
-    def run(self, state: State) -> Scores:
-        return score(
-            state, self.name, fluctuations, samples=self.samples, custom_ops=self.custom_ops
-        )
+    def measure(self, reading: Reading, channels: Sequence[IntArray]) -> FloatArray:
+        return fluctuations(reading, channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from onnxprune.damage.curves import MOST_BYTES
 from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.errors import UsageError
 from onnxprune.identity.dims import BoolArray, Dim, Dims
-from onnxprune.manager import State
+from onnxprune.manager import Analysis, State
 from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, in_out
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
@@ -85,6 +86,33 @@ def score(
                 total[own] += found / mean if mean > 0 else 0.0
                 seen[own] = True
     return completed(state, name, total, seen)
+
+
+@dataclass(frozen=True)
+class DataScore(Analysis):
+    """A score that looks at calibration data, and its options."""
+
+    needs: ClassVar[tuple[type, ...]] = (Dims,)
+    gives: ClassVar[type] = Scores
+
+    samples: int = 640
+    """Calibration samples that are looked at, at most."""
+    custom_ops: tuple[str, ...] = ()
+    """Libraries of custom operators that the model needs to run."""
+
+
+@dataclass(frozen=True)
+class ReadingScore(DataScore):
+    """A score of each channel by the inputs of its readers, relative to each reader's mean."""
+
+    def measure(self, reading: Reading, channels: Sequence[IntArray]) -> FloatArray:
+        """What some channels are worth to a reader: see `Measure`."""
+        raise NotImplementedError
+
+    def run(self, state: State) -> Scores:
+        return score(
+            state, self.name, self.measure, samples=self.samples, custom_ops=self.custom_ops
+        )
 
 
 def calibration(state: State, name: str) -> tuple[Dataset, Dataset]:
