@@ -30,6 +30,7 @@ from onnxprune.readers.stats import (
 )
 from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
+from onnxprune.repair.rotated import rotated
 from onnxprune.repair.solve import Affine, Repair, refit, repair
 from onnxprune.repair.targets import Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
@@ -65,6 +66,9 @@ def repaired(
     """
     known, slots = original.shapes[0], copied(made.model, original.model) if copies else []
     model, thin = apart(original.model, slots), apart(made.model, slots)
+    model, thin = rotated(
+        model, thin, known, dims, alive, find_views(model, known, dims.ties), folds, seed, custom_ops
+    )
     views = find_views(model, known, dims.ties)
     cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
