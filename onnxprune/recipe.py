@@ -287,9 +287,10 @@ def plan_passes(options: PruneOptions, *, has_data: bool, measures: bool) -> lis
     before = [*clean_ups(), _with_custom(score_pass(options.score), options.custom_ops)]
     if not measures:
         return [*before, MakePlan(**chosen)]
-    measure = MeasureDamage(custom_ops=options.custom_ops)
+    copies = _may_copy(options)
+    measure = MeasureDamage(custom_ops=options.custom_ops, copies=copies)
     plan = RefinePlan(**chosen, rounds=options.rounds, custom_ops=options.custom_ops,
-                      copies=_may_copy(options))  # fmt: skip
+                      copies=copies)  # fmt: skip
     return [*before, CheckPlan(**chosen), measure, plan]
 
 

@@ -14,6 +14,7 @@ from onnxprune.planning.damage import Damage, Measurement
 from onnxprune.planning.scores import Scores
 from onnxprune.readers.folds import folds
 from onnxprune.records.curvefile import CurveFile, restore
+from onnxprune.repair.copies import uncoupled
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class MeasureDamage(Analysis):
     """Calibration samples that are looked at, at most."""
     custom_ops: tuple[str, ...] = ()
     """Libraries of custom operators that the model needs to run."""
+    copies: bool = False
+    """Each node that shares a small weight is taken to get one of its own, as `repair-readers`
+    would give it."""
     required: bool = False
     """Fail where the model does not run on the data; else scores stand in, with a warning."""
 
@@ -45,7 +49,7 @@ class MeasureDamage(Analysis):
         assert state.calibration is not None, "there is data to measure on"
         fit, decide = state.calibration
         study = Study(
-            state.model,
+            uncoupled(state.model) if self.copies else state.model,
             state.subject.shapes[0],
             state[Dims],
             folds(fit, decide, self.samples),

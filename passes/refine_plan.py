@@ -23,6 +23,7 @@ from onnxprune.readers.folds import folds
 from onnxprune.readers.view import View
 from onnxprune.records.curvefile import CurveFile
 from onnxprune.repair.choose import Trials
+from onnxprune.repair.copies import uncoupled
 
 # Plans are compared where that takes about a minute: MACs of the model times samples. A part of
 # the samples would not do: on 128 of 257 a plan won that lost 1.3 points more than the best.
@@ -110,7 +111,8 @@ class RefinePlan(MakePlan):
     def _ahead(self, state: State, scores: Scores) -> Plan:
         """A plan by curves of errors as the next readers weigh them."""
         folds = self._trials(state).folds
-        study = Study(state.model, state.subject.shapes[0], state[Dims], folds, state.seed,
+        model = uncoupled(state.model) if self.copies else state.model
+        study = Study(model, state.subject.shapes[0], state[Dims], folds, state.seed,
                       self.custom_ops, is_ahead=True, workers=state.workers)  # fmt: skip
         damage = Damage.of_each(study.run())
         return self.planned(state, damage.scores(state[Dims], scores), damage)

@@ -32,8 +32,8 @@ samples: images dataset columns data metrics standins
 manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window frontier view recurrent stream find folds
-damage: pooling sums ahead outputs bases obs curves activations
-repair: copies solve turned targets sweep choose
+damage: pooling sums ahead outputs bases obs streams curves activations
+repair: copies solve turned rotated targets sweep choose
 passes:
 recipe
 search

@@ -16,6 +16,8 @@ from onnxprune.backend.threads import default_workers, one_thread
 from onnxprune.damage.ahead import reads_ahead, root
 from onnxprune.damage.bases import Basis, choices, find_bases, losses
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
+from onnxprune.damage.streams import Turnable, directions, find_streams
+from onnxprune.damage.streams import losses as stream_losses
 from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model
@@ -63,6 +65,7 @@ class Study:
     workers: int = 0
     """Threads that measure Dims side by side; 0: as many as there are cores, at most 4."""
     _bases: dict[int, list[Basis]] = field(default_factory=dict)
+    _streams: dict[int, Turnable] = field(default_factory=dict)
     _behind: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self) -> dict[int, Measured]:
@@ -84,6 +87,7 @@ class Study:
         reads = {d.index: self._reading(d) for d in self.dims.free}
         if self.alive is None and turns:
             self._bases = find_bases(self.model, self.dims, self._views)
+            self._streams = find_streams(self.model, self.dims, self._views)
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
         if self.is_ahead:
@@ -212,10 +216,22 @@ class Study:
         cuts = FEW_CUTS if wide else CUTS
         gone = [_gone(parts, order, cut) for cut in cuts]
         ridges = RIDGES[1::2] if wide else RIDGES
-        damage = [sum(lost(p, g, ridges) for p in problems) for g in gone]
         left = sum(map(len, parts))
+        stream = self._streams.get(dim.index)
+        if stream is not None and sums.keys() >= {*stream.keys}:
+            damage = self._streamed(stream, sums, [left - len(g) for g in gone], ridges)
+        else:
+            damage = [sum(lost(p, g, ridges) for p in problems) for g in gone]
         shares = [(left - len(g)) / len(order) for g in gone]
         return Measured(order, Curve(np.array(shares), np.maximum.accumulate(damage)))
+
+    def _streamed(
+        self, stream: Turnable, sums: Mapping[str, Sums], kept: Sequence[int],
+        ridges: Sequence[float],
+    ) -> list[float]:  # fmt: skip
+        """Damage where the best directions of a stream stay, whichever channels stand for them."""
+        weights = {key: self._weighed(sums[key], sums) for key in stream.keys}
+        return stream_losses(stream, directions(stream, sums), weights, sums, kept, ridges)
 
     def _turned(self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]) -> Measured | None:
         """Damage where the best directions stay; which channels stand for them is all the same."""

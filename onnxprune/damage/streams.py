@@ -87,10 +87,6 @@ class Turnable:
         """Readers that it needs moments of."""
         return [key for norm in self.norms for key in norm.keys]
 
-    def norm_of(self, key: str) -> Norm | None:
-        """The norm that a reader is behind."""
-        return next((norm for norm in self.norms if key in norm.keys), None)
-
 
 def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[int, Turnable]:
     """Streams that can be turned, by Dim index."""
@@ -151,11 +147,8 @@ class _Finder:
             return self._reads(node, slots) if not outs else self._makes(node, slots)
         if node.op in MOVES and [*slots] == [0] and len(outs) == len(node.outputs):
             return self._moves(node, slots[0])
-        if node.op in SUMS and len(slots) == len(node.inputs) and outs:
-            return all(self._joins(node, slot, axis) for slot, axis in slots.items()) and self._add(
-                node
-            )
-        return False
+        is_sum = node.op in SUMS and len(slots) == len(node.inputs) and bool(outs)
+        return is_sum and self._makes_raw(node, slots)
 
     # --- what carries the stream ------------------------------------------------------------------
 
@@ -197,9 +190,10 @@ class _Finder:
             self._writes[use] = None
         return use is not None
 
-    def _add(self, node: Node) -> bool:
+    def _makes_raw(self, node: Node, slots: Mapping[int, int]) -> bool:
+        """Notes what is linear in terms of the stream as one; False where others are in it."""
         self._raw |= {*node.outputs}
-        return True
+        return all(self._joins(node, slot, axis) for slot, axis in slots.items())
 
     # --- what touches it --------------------------------------------------------------------------
 
@@ -243,10 +237,9 @@ class _Finder:
         wanted = [s for s, n in enumerate(node.inputs) if s and n]
         if [*slots] != wanted or node.attr("group", 1) != 1:
             return False
-        return all(self._stays(node, s, slots[s]) for s in wanted) and self._add(node)
-
-    def _stays(self, node: Node, slot: int, axis: int) -> bool:
-        return node.inputs[slot] not in self._raw and self._joins(node, slot, axis)
+        if any(node.inputs[s] in self._raw for s in wanted):
+            return False
+        return self._makes_raw(node, slots)
 
     def _moves(self, node: Node, axis: int) -> bool:
         name = node.inputs[0]
@@ -257,7 +250,7 @@ class _Finder:
         if use is not None and node.op in PLAIN:
             self._stored[node.outputs[0]] = use
             return len(self._model.consumers.get(node.outputs[0], ())) == 1
-        return self._joins(node, 0, axis) and self._add(node)
+        return self._makes_raw(node, {0: axis})
 
 
 # --- which directions -----------------------------------------------------------------------------
@@ -285,30 +278,32 @@ def directions(stream: Turnable, sums: Mapping[str, Sums]) -> FloatArray:
 def losses(
     stream: Turnable,
     directions: FloatArray,
-    problems: Mapping[str, Problem],
+    weights: Mapping[str, FloatArray],
+    sums: Mapping[str, Sums],
     kept: Sequence[int],
     ridges: Sequence[float],
-) -> FloatArray:
+) -> list[float]:
     """Damage of keeping so many channels of a stream, on held-out samples, summed over readers.
 
     One of them goes for the mean that the norms take away.
 
     Args:
-        problems: of all readers of the stream, by key, in its channels.
-    Returns: shape (choices,).
+        directions: the best first, as `directions` gives them.
+        weights: of each reader, in units of the damage that its errors do.
+    Returns: one number for each of `kept`.
     """
-    turned = [_turned(stream, directions, key, one) for key, one in problems.items()]
     count = directions.shape[1]
+    problems = [
+        Problem(
+            weights[key] * norm.scale @ directions,
+            np.arange(count),
+            [_along(directions, norm.plain(fold)) for fold in sums[key].folds],
+        )
+        for norm in stream.norms
+        for key in norm.keys
+    ]
     gone = [np.arange(max(k - 1, 0), count) for k in kept]
-    return np.array([sum(lost(one, g, ridges) for one in turned) for g in gone])
-
-
-def _turned(stream: Turnable, directions: FloatArray, key: str, one: Problem) -> Problem:
-    norm = stream.norm_of(key)
-    assert norm is not None, "readers of a stream are behind its norms"
-    folds = [_along(directions, norm.plain(fold)) for fold in one.folds]
-    weights = one.weights * norm.scale @ directions
-    return Problem(weights, np.arange(directions.shape[1]), folds)
+    return [sum(lost(one, g, ridges) for one in problems) for g in gone]
 
 
 def _along(directions: FloatArray, seen: Moments) -> Moments:

@@ -24,16 +24,28 @@ MOST = 0.05
 
 def copied(cut: Model, original: Model) -> list[Slot]:
     """Uses of shared weights that may have a copy; none where the model would grow too much."""
+    found, more = _shared(cut)
+    room = min(MOST * elements(cut), elements(original) - elements(cut))
+    return found if more <= room else []
+
+
+def uncoupled(original: Model) -> Model:
+    """A model as it is repaired once enough of it went: with a copy for each of these uses."""
+    found, more = _shared(original)
+    return apart(original, found) if more <= MOST * elements(original) else original
+
+
+def _shared(model: Model) -> tuple[list[Slot], int]:
+    """Uses of weights beside the first, and how many numbers copies for them would hold."""
     found, more = list[Slot](), 0
-    for name, tensor in cut.initializers.items():
-        readers = cut.consumers.get(name, ())
+    for name, tensor in model.initializers.items():
+        readers = model.consumers.get(name, ())
         is_weight = tensor.data_type in FLOATS and len(tensor.dims) > 1
-        held = name in cut.captured or name in cut.overridable or name in cut.output_names
+        held = name in model.captured or name in model.overridable or name in model.output_names
         if is_weight and not held and len(readers) > 1:
             found += [(node.key, slot) for node, slot in readers[1:]]
             more += (len(readers) - 1) * prod(tensor.dims)
-    room = min(MOST * elements(cut), elements(original) - elements(cut))
-    return found if more <= room else []
+    return found, more
 
 
 def elements(model: Model) -> int:
