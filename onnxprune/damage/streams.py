@@ -136,7 +136,7 @@ class _Finder:
         """Looks at a node; False where it does what a turn does not go along with."""
         slots = {s: a for s, n in enumerate(node.inputs) if (a := self._at(node, s, n)) is not None}
         outs = {n: a for n in node.outputs if (a := self._axis(self._of(n))) is not None}
-        if not slots and not outs or node.op in ("Shape", "Size"):
+        if (not slots and not outs) or node.op in ("Shape", "Size"):
             return not outs
         names = {node.inputs[s] for s in slots} | {*outs}
         if node.domain or -1 in (*slots.values(), *outs.values()) or names & self._outside:
@@ -198,11 +198,13 @@ class _Finder:
     # --- what touches it --------------------------------------------------------------------------
 
     def _norm(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
-        rank = len(self._dims.ties.fields[node.inputs[0]][0].ids.shape) if 0 in slots else 0
-        is_last = int(node.attr("axis", -1)) in (-1, rank - 1) and slots.get(0) == rank - 1
-        stored = [s for s, n in enumerate(node.inputs) if s and n]
-        if not is_last or node.inputs[0] not in self._raw or [*outs] != [*filter(None, node.outputs)]:
+        """A norm over the stream alone; its mean and deviation are not handed out."""
+        if node.inputs[0] not in self._raw or [*outs] != [*filter(None, node.outputs)]:
             return False
+        last = self._of(node.inputs[0])[0].ids.ndim - 1
+        if slots[0] != last or int(node.attr("axis", -1)) not in (-1, last):
+            return False
+        stored = [s for s, n in enumerate(node.inputs) if s and n]
         if not all(s in slots and self._tensor(node, s, 0) is not None for s in stored):
             return False
         count = len(self._dim.channels)

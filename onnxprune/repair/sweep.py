@@ -66,9 +66,8 @@ def repaired(
     """
     known, slots = original.shapes[0], copied(made.model, original.model) if copies else []
     model, thin = apart(original.model, slots), apart(made.model, slots)
-    model, thin = rotated(
-        model, thin, known, dims, alive, find_views(model, known, dims.ties), folds, seed, custom_ops
-    )
+    views = find_views(model, known, dims.ties)
+    model, thin = rotated(model, thin, known, dims, alive, views, folds, seed, custom_ops)
     views = find_views(model, known, dims.ties)
     cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)

@@ -1,0 +1,219 @@
+"""A cut stream keeps directions: what it never used costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto
+
+from onnxprune import prune
+from onnxprune.backend.runtime import session
+from onnxprune.cutting.cut import cut
+from onnxprune.damage.curves import Study
+from onnxprune.damage.streams import Turnable, find_streams
+from onnxprune.identity.dims import Dim, Dims
+from onnxprune.manager import State
+from onnxprune.model.graph import Model
+from onnxprune.model.storage import load
+from onnxprune.readers.find import find_views
+from onnxprune.readers.folds import folds
+from onnxprune.repair import copies as repair_copies
+from onnxprune.repair.copies import uncoupled
+from onnxprune.repair.rotated import frame, helmert, rotated
+from onnxprune.repair.sweep import repaired
+from onnxprune.rules import load_rules
+from tests.builder import Builder
+from tests.calibrated import calibrated
+
+WIDTH, RANK, TOKENS, LETTERS = 16, 5, 6, 9
+HALF = TensorProto.FLOAT16
+
+
+@dataclass
+class Net:
+    """A pre-norm transformer without its attention, whose stream has few directions."""
+
+    half: bool = False
+    tied: bool = False
+    gate: bool = False
+    """The stream is multiplied by a vector."""
+    bare: bool = False
+    """The head sees the stream itself."""
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        self.b = Builder(3)
+        rng = self.b.rng
+        centred = rng.standard_normal((WIDTH, RANK))
+        self.basis = np.linalg.qr(centred - centred.mean(axis=0))[0].T
+        self.dtype = np.float16 if self.half else np.float32
+
+    def add(self, array: Any) -> str:
+        return self.b.add(array, self.dtype)
+
+    def weight(self, *shape: int) -> str:
+        return self.add(self.b.rng.standard_normal(shape) * 0.5)
+
+    def into(self, *shape: int) -> str:
+        """A tensor whose last axis is the stream."""
+        return self.add(self.b.rng.standard_normal((*shape, RANK)) @ self.basis)
+
+    def norm(self, h: str) -> str:
+        b = self.b
+        scale = self.add(b.rng.uniform(0.5, 2, WIDTH))
+        return b.node("LayerNormalization", h, scale, self.weight(WIDTH), axis=self.axis)
+
+    def block(self, h: str) -> str:
+        b = self.b
+        inner = b.node("MatMul", self.norm(h), self.weight(WIDTH, 12))
+        inner = b.node("Relu", b.node("Add", inner, self.weight(12)))
+        out = b.node("Add", b.node("MatMul", inner, self.into(12)), self.into())
+        return b.node("Add", h, out)
+
+    def made(self) -> ModelProto:
+        b, kind = self.b, HALF if self.half else TensorProto.FLOAT
+        table = self.into(LETTERS)
+        if self.tied:
+            token = b.node("Gather", table, "x")
+        else:
+            token = b.node("Add", b.node("MatMul", "x", table), self.into())
+        h = b.node("Add", token, self.into(TOKENS))
+        h = self.block(self.block(h))
+        if self.gate:
+            h = b.node("Mul", h, self.weight(WIDTH))
+        seen = h if self.bare else self.norm(h)
+        head = b.node("Transpose", table, perm=[1, 0]) if self.tied else self.weight(WIDTH, LETTERS)
+        y = b.node("MatMul", seen, head)
+        kinds = {"x": TensorProto.INT64 if self.tied else kind, y: kind}
+        shape: list[int | str] = ["n", TOKENS] if self.tied else ["n", TOKENS, LETTERS]
+        return b.model({"x": shape}, {y: ["n", TOKENS, LETTERS]}, types=kinds)
+
+    def data(self, count: int = 120) -> Any:
+        rng = np.random.default_rng(1)
+        if self.tied:
+            return rng.integers(0, LETTERS, (count, TOKENS))
+        return rng.standard_normal((count, TOKENS, LETTERS)).astype(self.dtype)
+
+
+def opened(net: Net) -> tuple[State, ModelProto]:
+    proto, x = net.made(), net.data()
+    return calibrated(proto, x, dtype=x.dtype), proto
+
+
+def stream(state: State) -> Dim:
+    return next(d for d in state[Dims].free if d.size == WIDTH)
+
+
+def streams(state: State) -> dict[int, Turnable]:
+    model = uncoupled(state.model)
+    views = find_views(model, state.subject.shapes[0], state[Dims].ties)
+    return find_streams(model, state[Dims], views)
+
+
+def off(model: ModelProto | Model, other: Model, x: Any) -> float:
+    """The largest difference of outputs, relative to the largest output."""
+    protos = [m.proto if isinstance(m, Model) else m for m in (model, other)]
+    ours, theirs = (session(p).run({"x": x}, [p.graph.output[0].name])[0] for p in protos)
+    gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+    return float(gap.max() / np.abs(ours).max())
+
+
+def cut_to(state: State, left: int) -> Any:
+    """What stays of the channels, drawn for the stream."""
+    alive = np.ones(state[Dims].count, np.bool_)
+    gone = np.random.default_rng(0).permutation(stream(state).channels)[left:]
+    alive[gone] = False
+    return alive
+
+
+def remade(state: State, left: int, *, copies: bool = False) -> Model:
+    """The model with so many channels of the stream, repaired."""
+    subject, dims, alive = state.subject, state[Dims], cut_to(state, left)
+    thin = cut(subject.model, dims, subject.sizes, subject.shapes, ~alive, load_rules(), {})
+    parts = folds(*state.calibration, 640)
+    return repaired(subject, thin, dims, alive, parts, 0, copies=copies)[0]
+
+
+@pytest.mark.parametrize(("net", "most"), [(Net(), 1e-3), (Net(half=True), 2e-2)], ids=str)
+def test_a_stream_of_few_directions_can_be_cut_to_one_channel_more(net: Net, most: float) -> None:
+    """The outputs are what they were; one channel less is not enough."""
+    state, proto = opened(net)
+    x = net.data()[:20]
+    assert off(proto, remade(state, RANK + 1), x) < most
+    assert off(proto, remade(state, RANK), x) > 2 * most
+
+
+def test_a_tied_table_is_copied_for_its_two_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a copy the stream keeps channels, and loses by it."""
+    monkeypatch.setattr(repair_copies, "MOST", 1.0)  # of a net as small as this one
+    net = Net(tied=True)
+    state, proto = opened(net)
+    assert len(streams(state)) == 1
+    copied, shared = (remade(state, RANK + 1, copies=copies) for copies in (True, False))
+    x = net.data()[:20]
+    assert off(proto, copied, x) < 1e-3 < 0.05 < off(proto, shared, x)
+
+
+@pytest.mark.parametrize(
+    "net", [Net(gate=True), Net(bare=True), Net(axis=1)], ids=["gate", "bare", "axis"]
+)
+def test_what_a_turn_would_change_keeps_its_channels(net: Net, tmp_path: Path) -> None:
+    """A vector that multiplies it, a reader without a norm, a norm over tokens too."""
+    if net.axis == 1:
+        net.norm = lambda h: net.b.node(  # type: ignore[method-assign]
+            "LayerNormalization", h, net.weight(TOKENS, WIDTH), net.weight(TOKENS, WIDTH), axis=1
+        )
+    state, proto = opened(net)
+    assert not streams(state)
+    out = tmp_path / "o.onnx"
+    prune(proto, out, data={"x": net.data()}, target={"macs": 0.6}, latency_s=0)
+    assert off(proto, load(out), net.data()[:20]) < 1
+
+
+def test_the_turned_original_computes_what_it_did() -> None:
+    """And its cut form is the nearer one before anything is fitted."""
+    net = Net()
+    state, proto = opened(net)
+    dims, subject, alive = state[Dims], state.subject, cut_to(state, 8)
+    thin = cut(subject.model, dims, subject.sizes, subject.shapes, ~alive, load_rules(), {})
+    views = find_views(state.model, subject.shapes[0], dims.ties)
+    parts = folds(*state.calibration, 640)
+    whole, made = rotated(state.model, thin.model, subject.shapes[0], dims, alive, views, parts, 0)
+    x = net.data()[:20]
+    assert off(proto, whole, x) < 1e-5
+    assert off(proto, made, x) < off(proto, thin.model, x)
+
+
+def test_the_curve_of_a_stream_counts_directions() -> None:
+    """Nothing is lost as long as there are enough channels for all of them."""
+    state, _ = opened(Net())
+    study = Study(state.model, state.subject.shapes[0], state[Dims], folds(*state.calibration, 640))
+    curve = study.run()[stream(state).index].curve
+    enough = curve.widths * WIDTH >= RANK + 1
+    assert curve.damage[enough].max() < 1e-6 < 1e-3 < curve.damage[~enough].min()
+
+
+def test_the_same_bytes_come_out_twice(tmp_path: Path) -> None:
+    """Model, data and seed are all that counts."""
+    net = Net()
+    proto = net.made()
+    for name in "ab":
+        prune(proto, tmp_path / f"{name}.onnx", data={"x": net.data()}, target={"macs": 0.5},
+              latency_s=0)  # fmt: skip
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("left", [1, 2, 5, 15])
+def test_frames_are_orthonormal(left: int) -> None:
+    """They have no mean, and only the last direction tells what stays from what goes."""
+    kept = np.random.default_rng(0).permutation(WIDTH) < left
+    found = frame(kept)
+    assert np.allclose(found.T @ found, np.eye(WIDTH - 1))
+    assert np.allclose(found.sum(axis=0), 0)
+    assert not found[~kept, : left - 1].any()
+    assert np.ptp(found[kept, -1]) == 0
+    assert helmert(1).shape == (1, 0)
