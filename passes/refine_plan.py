@@ -98,7 +98,7 @@ class RefinePlan(MakePlan):
         except PruneError as error:
             state.warnings.append(f"plans were not compared: {error.what}")
             return plan
-        return replace(plans[best] or plan, tried=errors)
+        return replace(plans[best] or plan, tried=errors, taken=best)
 
     def _trials(self, state: State) -> Trials:
         fit, decide = state.calibration
