@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune.identity.dims import Dim, Dims
+from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.planning.scores import FloatArray, Scores
 
 
@@ -67,3 +67,12 @@ class Damage:
             return None
         counts = dim.levels[levels].sum(axis=1)
         return curve.at(counts / len(dim.channels))
+
+    def total(self, dims: Dims, alive: BoolArray) -> float:
+        """Damage of a plan's widths, whichever channels they are. Args: alive: (channels,)."""
+        return float(
+            sum(
+                curve.at(alive[dims.dims[index].channels].mean(keepdims=True))[0]
+                for index, curve in self.curves.items()
+            )
+        )

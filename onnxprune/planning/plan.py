@@ -55,8 +55,10 @@ class Plan:
     coarse: str = ""
     """Why no target is met more closely; empty where one is."""
     tried: Mapping[str, float] = field(default_factory=dict)
-    """Plans that were compared, and what each cost the outputs: squared difference relative to
-    their variance, on samples held out."""
+    """Plans that were compared, and what each cost the outputs: the error on samples held out, as
+    `repair/choose` measures it."""
+    taken: str = ""
+    """Its name among those that were tried."""
 
     @property
     def ratios(self) -> dict[str, float]:

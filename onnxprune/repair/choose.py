@@ -13,7 +13,7 @@ from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.frontier import Walk, batches
-from onnxprune.readers.stats import Array
+from onnxprune.readers.stats import Array, FloatArray
 from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
 from onnxprune.samples.dataset import Dataset
@@ -39,20 +39,27 @@ class Trials:
     """Plans are tried with copies of small shared weights."""
 
     def best(self, plans: Mapping[str, BoolArray]) -> tuple[str, dict[str, float]]:
-        """The plan with the least error, and the errors of all.
+        """The plan to take, and the mean errors of all.
+
+        That is the one with the least error if it can be told from the first, else the first: by
+        more than the standard error of the difference, sample by sample. Few samples tell plans
+        apart by a handful of hard ones.
 
         Args:
             plans: by name, shape (channels,): what stays. Of equal ones the first is tried.
         """
-        known: dict[bytes, float] = {}
+        known: dict[bytes, FloatArray] = {}
         errors = {}
         for name, alive in plans.items():
             key = alive.tobytes()
             if key not in known:
-                known[key] = self._error(alive)
+                known[key] = self._errors(alive)
             errors[name] = known[key]
-        finite = [name for name, error in errors.items() if np.isfinite(error)]
-        return min(finite or errors, key=lambda name: errors[name]), errors
+        first, *_ = errors
+        means = {name: float(found.mean()) for name, found in errors.items()}
+        finite = [name for name, mean in means.items() if np.isfinite(mean)]
+        least = min(finite or means, key=lambda name: means[name])
+        return (least if _is_less(errors[least], errors[first]) else first), means
 
     def made(self, alive: BoolArray) -> tuple[Cut, Model]:
         """What a plan leaves, as it was cut and repaired on all samples, without copies.
@@ -74,77 +81,94 @@ class Trials:
         )
         return thin, model
 
-    def _error(self, alive: BoolArray) -> float:
-        """On samples that it is not repaired on, as long as two folds are left for that.
+    def _errors(self, alive: BoolArray) -> FloatArray:
+        """Of each sample that it was not repaired on, as long as two folds are left for that.
 
-        Few samples tell plans apart by a handful of hard ones: of a small model, each fold is held
-        out in turn, of a larger one the last.
+        Of a small model each fold is held out in turn, of a larger one the last.
         """
         if len(self.folds) <= LEAST_FOLDS:
             return self._held_out(alive, len(self.folds))
         samples = sum(fold.n for fold in self.folds)
         is_small = self.original.cost.macs * samples <= SMALL_MACS
         turns = range(len(self.folds)) if is_small else [len(self.folds) - 1]
-        return float(np.mean([self._held_out(alive, turn) for turn in turns]))
+        return np.concatenate([self._held_out(alive, turn) for turn in turns])
 
-    def _held_out(self, alive: BoolArray, turn: int) -> float:
-        """The error on one fold, repaired on the others; on the last, repaired on all, if there
+    def _held_out(self, alive: BoolArray, turn: int) -> FloatArray:
+        """The errors on one fold, repaired on the others; on the last, repaired on all, if there
         are no more."""
         fit = [fold for at, fold in enumerate(self.folds) if at != turn]
         _, model = self._made(alive, fit, copies=self.copies)
         held = self.folds[min(turn, len(self.folds) - 1)]
-        return output_error(self.original.model, model, held, self.custom_ops)
+        return output_errors(self.original.model, model, held, self.custom_ops)
 
 
-def output_error(
+def _is_less(errors: FloatArray, others: FloatArray) -> bool:
+    """True where the mean of some errors is less than that of others, beyond chance."""
+    if not np.isfinite(others.mean()):
+        return bool(np.isfinite(errors.mean()))
+    saved = others - errors
+    return bool(saved.mean() * np.sqrt(len(saved)) > saved.std())
+
+
+def output_errors(
     original: Model, other: Model, data: Dataset, custom_ops: Sequence[str] = ()
-) -> float:
-    """How far a model's outputs are from the original's, mean over outputs.
+) -> FloatArray:
+    """How far a model's outputs are from the original's: of each sample, mean over outputs.
 
     The Kullback-Leibler divergence in nats of distributions and class scores; of other outputs the
     squared difference relative to their variance. Integers are not compared, but what is behind
-    them, where nothing else is there. Outputs count alike. Returns: 0 where nothing can be
-    compared.
+    them, where nothing else is there. Outputs count alike. Returns: shape (samples,); 0 where
+    nothing can be compared.
     """
     for names in (original.output_names, witnesses(original)):
         known = [name for name in names if name in original.producer and name in other.producer]
         parts = batches([data])
         walks = [Walk(parts, [set()], custom_ops).step(m, known) for m in (original, other)]
         found = [Distance(name) for name in known]
-        for ours, theirs in zip(*walks, strict=True):
+        for batch, ours, theirs in zip(parts, *walks, strict=True):
             for one in found:
-                one.add(ours[one.name], theirs[one.name])
-        if errors := [one.mean for one in found if one.mean is not None]:
-            return float(np.mean(errors))
-    return 0.0
+                one.add(ours[one.name], theirs[one.name], len(batch.samples))
+        if errors := [one.errors for one in found if one.scale > 0]:
+            made: FloatArray = np.mean(errors, axis=0)
+            return made
+    return np.zeros(data.n)
 
 
-@dataclass(eq=False)
 class Distance:
-    """Between two models at one output, added up batch by batch."""
+    """Between two models at one output, gathered batch by batch."""
 
-    name: str
-    kind: Kind | None = None
-    error: float = 0.0
-    """Sum over samples."""
-    scale: float = 0.0
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kind: Kind | None = None
+        self.scale = 0.0
+        """What errors are relative to, summed over samples; 0 where nothing was compared."""
+        self._errors: list[FloatArray] = []
 
-    def add(self, ours: Array, theirs: Array) -> None:
+    def add(self, ours: Array, theirs: Array, samples: int) -> None:
         """A batch of the original and of the other."""
         if ours.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
             return
         self.kind = self.kind or kind_of(ours, self.name)
         if self.kind in DISTRIBUTIONS:
             found = divergences(self.kind, ours, theirs)
-            self.error += float(found.sum())
             self.scale += len(found)
-            return
-        a, b = ours.astype(np.float64), theirs.astype(np.float64)
-        spread = a - a.mean(axis=tuple(range(a.ndim - 1)), keepdims=True)
-        self.error += float(((b - a) ** 2).sum())
-        self.scale += float((spread**2).sum())
+        else:
+            a, b = ours.astype(np.float64), theirs.astype(np.float64)
+            spread = a - a.mean(axis=tuple(range(a.ndim - 1)), keepdims=True)
+            self.scale += float((spread**2).sum())
+            found = ((b - a) ** 2).reshape(len(a) if a.ndim else 1, -1).sum(axis=1)
+        self._errors.append(_shared(found, samples))
 
     @property
-    def mean(self) -> float | None:
-        """None where it tells nothing."""
-        return self.error / self.scale if self.scale > 0 else None
+    def errors(self) -> FloatArray:
+        """Of each sample, shape (samples,)."""
+        found = np.concatenate(self._errors)
+        return found * (len(found) / self.scale)
+
+
+def _shared(rows: FloatArray, samples: int) -> FloatArray:
+    """Sums over the rows of each sample; where rows are none of a sample's, in equal parts."""
+    if len(rows) % samples:
+        return np.full(samples, rows.sum() / samples)
+    made: FloatArray = rows.reshape(samples, -1).sum(axis=1)
+    return made

@@ -87,6 +87,7 @@ def prune_document(state: State, findings: dict[str, Any]) -> dict[str, Any]:
         "repaired": None if repaired is None else repaired.kinds,
         "calibration": calibration_document(state),
         "plans": dict(plan.tried) or None if plan is not None else None,
+        "plan_taken": plan.taken or None if plan is not None else None,
         **path_document(state.get(Descent)),
         "verify": findings,
         "seconds": rounded(state.seconds),

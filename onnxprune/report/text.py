@@ -60,7 +60,10 @@ def _prune(content: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"\n{line}; {content['prunable_params']:.1%} of the weights can be pruned")
     if content.get("plans"):
         tried = sorted(content["plans"].items(), key=lambda item: item[1])
-        listed = ", ".join(f"{name} {error:.3g}" for name, error in tried)
+        taken = content.get("plan_taken")
+        listed = ", ".join(
+            f"{name} {error:.3g}" + " (taken)" * (name == taken) for name, error in tried
+        )
         yield Text(f"plans compared, by what outputs lose: {listed}")
     if content.get("repaired"):
         listed = ", ".join(f"{n} {kind}" for kind, n in content["repaired"].items())

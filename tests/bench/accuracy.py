@@ -80,6 +80,13 @@ def measure(
     return record | figures | {"drop": case.drop(judged)}
 
 
+def _met(drop: float, goal: float, error: float) -> str:
+    """A goal missed by less than the standard error of the difference cannot be told from met."""
+    if drop <= goal:
+        return "yes"
+    return "within se" if drop - goal < error else "no"
+
+
 def row(case: Case, budget: float, score: str, records: list[dict[str, Any]]) -> tuple[str, ...]:
     """One line: the mean over the seeds."""
     failed = [r["error"] for r in records if "error" in r]
@@ -92,6 +99,7 @@ def row(case: Case, budget: float, score: str, records: list[dict[str, Any]]) ->
                 failed[0])  # fmt: skip
     drops = [r["drop"] for r in good]
     drop, digits = statistics.mean(drops), 4 if case.metric == "r2" else 2
+    error = statistics.mean(r["se"] for r in good) * case.scale
     notes = [f"{len(good)} seeds"] + [f"{len(failed)} failed: {failed[0]}" for _ in failed[:1]]
     return (
         case.name,
@@ -102,9 +110,9 @@ def row(case: Case, budget: float, score: str, records: list[dict[str, Any]]) ->
         f"{statistics.mean(r['macs'] for r in good):.3f}",
         f"{drop:.{digits}f}",
         f"{min(drops):.{digits}f} to {max(drops):.{digits}f}",
-        f"{statistics.mean(r['se'] for r in good) * case.scale:.{digits}f}",
+        f"{error:.{digits}f}",
         shown_goal,
-        "" if goal is None else ("yes" if round(drop, digits) <= goal else "no"),
+        "" if goal is None else _met(round(drop, digits), goal, error),
         f"{statistics.median(r['seconds'] for r in good):.0f}",
         f"{max(r['peak'] for r in good) / 1e6:.0f}",
         "; ".join(notes),

@@ -13,7 +13,7 @@ from onnxprune.identity.dims import Dims
 from onnxprune.model.graph import Model
 from onnxprune.readers.folds import folds
 from onnxprune.repair import choose
-from onnxprune.repair.choose import Trials, output_error
+from onnxprune.repair.choose import Trials, output_errors
 from tests.builder import Builder
 from tests.calibrated import dataset
 from tests.nets import run
@@ -38,9 +38,9 @@ def test_a_model_is_no_error_to_itself() -> None:
     other = net()
     other.graph.initializer[1].raw_data = b"\0" * len(other.graph.initializer[1].raw_data)
     whole = dataset(model, data())
-    assert output_error(Model(model), Model(model), whole) == 0
+    assert output_errors(Model(model), Model(model), whole).tolist() == [0.0] * 60
     # Scores that are all alike say nothing: a divergence from what the original says.
-    assert output_error(Model(model), Model(other), whole) > 0.1
+    assert output_errors(Model(model), Model(other), whole).mean() > 0.1
 
 
 def test_outputs_that_are_no_distribution_are_compared_by_their_squares() -> None:
@@ -51,7 +51,7 @@ def test_outputs_that_are_no_distribution_are_compared_by_their_squares() -> Non
     for one in (model, other):
         one.graph.node[-1].output[0] = one.graph.output[0].name = "embedding"
     whole = dataset(model, data())
-    assert output_error(Model(model), Model(other), whole) >= 1
+    assert output_errors(Model(model), Model(other), whole).mean() >= 1
 
 
 def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
@@ -68,12 +68,12 @@ def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
         seen.append({*np.concatenate([fold.rows for fold in fit]).tolist()})
         return None, self.original.model
 
-    def error(_: Model, __: Model, held: Any, ___: Any) -> float:
+    def error(_: Model, __: Model, held: Any, ___: Any) -> Any:
         assert not seen[-1] & {*held.rows.tolist()}
-        return 0.0
+        return np.zeros(held.n)
 
     monkeypatch.setattr(Trials, "_made", made)
-    monkeypatch.setattr(choose, "output_error", error)
+    monkeypatch.setattr(choose, "output_errors", error)
     trials = Trials(state.subject, state[Dims], parts)
     trials.best({"all": np.ones(trials.dims.count, np.bool_)})
     assert len(seen) == 4
@@ -94,20 +94,42 @@ def test_the_plan_that_loses_least_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     small[hidden.channels[:4]] = False
     large[hidden.channels[4:]] = False
     calls = []
-    real = Trials._error
-    monkeypatch.setattr(Trials, "_error", lambda self, a: calls.append(1) or real(self, a))
+    real = Trials._errors
+    monkeypatch.setattr(Trials, "_errors", lambda self, a: calls.append(1) or real(self, a))
     best, errors = Trials(state.subject, dims, parts).best(
         {"large": large, "small": small, "small again": small.copy()}
     )
     assert best == "small"
-    assert len(calls) == 2  # folds are held out behind `_error`
+    assert len(calls) == 2  # folds are held out behind `_errors`
     assert errors["small"] == errors["small again"] < errors["large"]
+
+
+def test_a_plan_that_is_better_by_chance_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first stays where the difference of the means is within its standard error."""
+    model = net()
+    state = run(model)
+    noise = np.random.default_rng(0).standard_normal(60)
+    noise -= noise.mean()
+    made = {"first": np.ones(60), "chance": 0.9 + noise, "better": 0.9 + 0.1 * noise,
+            "broken": np.full(60, np.nan)}  # fmt: skip
+    plans = {name: np.full(3, at) for at, name in enumerate(made)}
+    monkeypatch.setattr(Trials, "_errors", lambda _, alive: [*made.values()][alive[0]])
+    trials = Trials(state.subject, state[Dims], [])
+
+    def best(*names: str) -> str:
+        return trials.best({name: plans[name] for name in names})[0]
+
+    assert best("first", "chance", "broken") == "first"
+    assert best("first", "better") == "better"
+    assert best("broken", "first") == "first"
+    assert trials.best(plans)[1]["chance"] == pytest.approx(0.9)
 
 
 def test_a_prune_says_what_it_compared(tmp_path: Path) -> None:
     """Plans and errors stand in the result; an allocator that was asked for is not compared."""
     np.savez(tmp_path / "d.npz", x=data(80))
     given: dict[str, Any] = {"data": tmp_path / "d.npz", "target": {"macs": 0.6}, "latency_s": 0}
-    tried = prune(net(), **given).json()["plans"]
-    assert {"curves", "global", "uniform"} <= tried.keys()
+    said = prune(net(), **given).json()
+    assert {"curves", "curves, ranked by the score"} <= said["plans"].keys()
+    assert said["plan_taken"] in said["plans"]
     assert prune(net(), allocate="curves", **given).json()["plans"] is None
