@@ -23,6 +23,7 @@ class RepairReaders(Rewrite):
     layers, depthwise ones and norms get the mean and variance of their channels back. What does
     not become better on held-out samples stays. The gates of an LSTM, GRU or RNN are solved for
     twice: beside states of the original, then beside those that the repaired cell runs into.
+    Streams of which only layer norms see anything are turned first: what stays are directions.
     A small weight that several nodes read is copied for one of them where that may be (`copies`);
     larger ones are left alone.
     """

@@ -122,8 +122,7 @@ class _Finder:
 
     def found(self) -> Turnable | None:
         """The stream; None where anything else touches it."""
-        nested = [*self._dim.parents, *(self._dims.parent[self._dims.parent >= 0])]
-        if self._dim.parents[0] >= 0 or np.isin(nested, self._dim.channels).any():
+        if self._dim.parents[0] >= 0 or np.isin(self._dims.parent, self._dim.channels).any():
             return None
         if not all(self._follow(node) for node in self._model.nodes):
             return None
