@@ -86,7 +86,7 @@ class RefinePlan(MakePlan):
         base = state[Scores]
         plans: dict[str, Plan | None] = {
             "curves": plan,
-            "curves, ranked by the score": self._ranked(state, base, plan),
+            "curves ranked by the score": self._ranked(state, base, plan),
             "curves by the next readers": self._ahead(state, base),
             "global": replace(self, allocate="global").planned(state, base, None),
             "uniform": replace(self, allocate="uniform").planned(state, scores, None),
