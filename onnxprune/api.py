@@ -112,7 +112,7 @@ def prune(
         model: a path or a ModelProto, which is not changed.
         out: where to write; None keeps the result in memory (`Result.model`).
         data: samples, labelled or not: a fifth, drawn by the seed, is for the figures, unless
-            `evaluation` is; the others are to repair on. Without, seeded inputs may be.
+            `evaluation` is; the others to repair on. Without, seeded inputs may stand in.
         limit: take so many samples, drawn by the seed.
         shape: input shapes that cost is counted at.
         curves: what `sensitivity` wrote for this model, instead of measuring; or that document.

@@ -328,7 +328,8 @@ def _click_message(error: click.ClickException) -> str:
     text = error.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [o for p in error.ctx.command.params for o in p.opts if o.startswith("--")]
+        params = error.ctx.command.params
+        known = [o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
         hint = did_you_mean(error.option_name, known)
         return f"no option `{error.option_name}`\n  hint: {hint}"
     if isinstance(error, click.UsageError) and error.ctx is not None:

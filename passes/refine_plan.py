@@ -28,8 +28,8 @@ from onnxprune.repair.copies import uncoupled
 # Plans are compared where that takes about a minute: MACs of the model times samples. A part of
 # the samples would not do: on 128 of 257 a plan won that lost 1.3 points more than the best.
 MOST_MACS = 1e11
-# Plans are not tried whose widths do so many times the damage of the best: none that won did more
-# than 1.3 times.
+# Plans are not tried whose widths do so many times the damage of the curves' own: uniform widths
+# that won did 1.2 times (tests/bench/research.md).
 HOPELESS = 2.0
 
 
@@ -129,12 +129,10 @@ class RefinePlan(MakePlan):
         views = _known(state, dims, made, plan.alive[dims.of], live)
         study = Study(live, made.first, dims, trials.folds, state.seed, self.custom_ops, plan.alive,
                       views, workers=state.workers)  # fmt: skip
-        found = study.run()
-        of = plan.scores.copy()
-        for index, one in found.items():
-            of[dims.dims[index].channels] = 1 + one.order
+        damage = Damage.of_each(study.run())
+        of = damage.scores(dims, Scores(plan.scores)).of
         of[~plan.alive] = -1.0
-        return Scores(of), Damage({index: one.curve for index, one in found.items()})
+        return Scores(of), damage
 
 
 def _checked(known: Round, dims: Dims, rounds: int) -> Round:

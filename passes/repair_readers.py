@@ -19,13 +19,14 @@ from onnxprune.repair.sweep import Repaired, repaired
 class RepairReaders(Rewrite):
     """Refit what reads removed channels to give what the original gave, from input to output.
 
-    Readers are solved for by least squares with a pull towards their sliced weights; other
-    layers, depthwise ones and norms get the mean and variance of their channels back. What does
-    not become better on held-out samples stays. The gates of an LSTM, GRU or RNN are solved for
-    twice: beside states of the original, then beside those that the repaired cell runs into.
-    Streams of which only layer norms see anything are turned first: what stays are directions.
-    A small weight that several nodes read is copied for one of them where that may be (`copies`);
-    larger ones are left alone.
+    Readers are solved for by least squares: for what went, with a pull towards their sliced
+    weights, then for errors upstream, with a pull towards that; other layers, depthwise ones and
+    norms get the mean and variance of their channels back. A reader that does not become better on
+    held-out samples stays as it was sliced. The gates of an LSTM, GRU or RNN are solved for twice:
+    beside states of the original, then beside those that the repaired cell runs into. Streams of
+    which only layer norms see anything are turned first: what stays are directions. A small weight
+    that several nodes read is copied for one of them where that may be (`copies`); larger ones are
+    left alone.
     """
 
     name: ClassVar[str] = "repair-readers"

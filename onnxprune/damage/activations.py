@@ -11,14 +11,14 @@ import numpy as np
 
 from onnxprune.backend.threads import one_thread
 from onnxprune.damage.curves import MOST_BYTES
-from onnxprune.damage.sums import Sums, gather, memory
+from onnxprune.damage.sums import gather, memory
 from onnxprune.errors import UsageError
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.manager import Analysis, State
 from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, in_out
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
-from onnxprune.readers.stats import IntArray, Moments, portions
+from onnxprune.readers.stats import IntArray, Moments, portions, total
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
 
@@ -76,16 +76,16 @@ def score(
     fit, decide = calibration(state, name)
     dims = state[Dims]
     views = find_views(state.model, state.subject.shapes[0], dims.ties)
-    total, seen = np.zeros(dims.count), np.zeros(dims.count, np.bool_)
+    worth, seen = np.zeros(dims.count), np.zeros(dims.count, np.bool_)
     with one_thread():
         for reading in _readings(state, [*views.values()], folds(fit, decide, samples), custom_ops):
             for channels in _owned(dims, reading.view):
                 own = np.array([*channels], np.int64)
                 found = measure(reading, [*channels.values()])
                 mean = found.mean() if by_mean else 1.0
-                total[own] += found / mean if mean > 0 else 0.0
+                worth[own] += found / mean if mean > 0 else 0.0
                 seen[own] = True
-    return completed(state, name, total, seen)
+    return completed(state, name, worth, seen)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def calibration(state: State, name: str) -> tuple[Dataset, Dataset]:
     return fit, decide
 
 
-def completed(state: State, name: str, total: FloatArray, seen: BoolArray) -> Scores:
+def completed(state: State, name: str, worth: FloatArray, seen: BoolArray) -> Scores:
     """Scores of channels that have one; the others of a Dim as by their weights, at mean 1."""
     dims = state[Dims]
-    scores = total.copy()
+    scores = worth.copy()
     if not all(seen[dim.channels].all() for dim in dims.free):
-        scores = np.where(seen, total, in_out(Touches(state.model, dims)))
+        scores = np.where(seen, worth, in_out(Touches(state.model, dims)))
         for dim in dims.free:
             _level(scores, dim, seen)
     return finish(dims, scores, name)
@@ -156,12 +156,7 @@ def _readings(
     for own in portions(views, partial(memory, folds=len(parts)), MOST_BYTES):
         sums = gather(state.model, shapes, own, parts, state.seed, custom_ops)
         for one in sums.values():
-            yield Reading(one.view, one.view.weights, _whole(one))
-
-
-def _whole(one: Sums) -> Moments:
-    first, *rest = one.folds
-    return sum(rest, first)
+            yield Reading(one.view, one.view.weights, total(one.folds))
 
 
 def _owned(dims: Dims, view: View) -> Iterator[Mapping[int, IntArray]]:

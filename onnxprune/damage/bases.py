@@ -142,7 +142,6 @@ class _Finder:
                 return node
         return None
 
-
     def _is_passed(self, node: Node, stored: str, data: str) -> bool:
         """True for a factor for all, and for the bias of a reader, added right behind it.
 

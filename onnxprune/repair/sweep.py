@@ -67,8 +67,9 @@ def repaired(
     known, slots = original.shapes[0], copied(made.model, original.model) if copies else []
     model, thin = apart(original.model, slots), apart(made.model, slots)
     views = find_views(model, known, dims.ties)
-    model, thin = rotated(model, thin, known, dims, alive, views, folds, seed, custom_ops)
-    views = find_views(model, known, dims.ties)
+    whole, thin = rotated(model, thin, known, dims, alive, views, folds, seed, custom_ops)
+    if whole is not model:
+        model, views = whole, find_views(whole, known, dims.ties)
     cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
     waves = targets(model, thin, made.first, dims, alive[dims.of], known, turns)

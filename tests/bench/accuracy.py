@@ -12,7 +12,6 @@ and so for an error rate. Prints Markdown. See `judged.py` for what a case is.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from judged import (
     Case,
     Judge,
     Records,
+    apart,
     cases,
     child,
     goals,
@@ -138,8 +138,7 @@ def main() -> None:
     known = records.read()
     judge = Judge(given.judge, given.zoo, given.cache)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    # A comma inside braces belongs to one score's options.
-    scores = re.split(r",(?![^{]*})", given.scores)
+    scores = apart(given.scores)
     rows = []
     for case in cases(given.zoo, given.cache, given.cases):
         budgets = numbers(given.budgets) or list(goals().get(case.name, {})) or DEFAULT_BUDGETS

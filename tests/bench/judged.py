@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,6 +100,11 @@ def goals() -> dict[str, dict[float, float]]:
     """Drop allowed by case and budget."""
     read = json.loads(GOALS.read_text(encoding="utf-8"))
     return {case: {float(b): float(d) for b, d in by.items()} for case, by in read.items()}
+
+
+def apart(scores: str) -> list[str]:
+    """Names in a list; a comma inside braces belongs to one score's options."""
+    return re.split(r",(?![^{]*})", scores)
 
 
 def numbers(text: str) -> list[float]:

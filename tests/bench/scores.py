@@ -13,7 +13,6 @@ score, best first by the mean share of the original's metric that is kept after 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from judged import Case, Judge, Records, cases, child, machine, markdown, stamp
+from judged import Case, Judge, Records, apart, cases, child, machine, markdown, stamp
 
 from onnxprune.manager import installed
 
@@ -133,8 +132,7 @@ def main() -> None:
     known = records.read()
     judge = Judge(given.judge, given.zoo, given.cache)
     every = sorted(n.removeprefix("score-") for n in installed() if n.startswith("score-"))
-    # A comma inside braces belongs to one score's options.
-    scores = re.split(r",(?![^{]*})", given.scores) if given.scores else every
+    scores = apart(given.scores) if given.scores else every
     chosen = cases(given.zoo, given.cache, given.cases)
     for case, score, repair in product(chosen, scores, (True, False)):
         key = (case.name, given.budget, given.seed, score, repair)

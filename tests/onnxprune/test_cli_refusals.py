@@ -41,6 +41,7 @@ def small(tmp_path: Path) -> Path:
     [
         (["prun", "a.onnx"], ["no command", "`prune`"]),
         (["prune", "SMALL", "-o", "OUT", "--targt", "macs=0.5"], ["--targt", "--target"]),
+        (["prune", "SMALL", "-o", "OUT", "--no-repar"], ["--no-repar", "`--no-repair`"]),
         (["prune", "SMALL", "-o", "OUT"], ["how much", "--target macs=0.5"]),
         (["prune", "SMALL", "--target", "macs=0.5"], ["where to write"]),
         (["prune", "SMALL", "-o", "OUT", "--target", "mac=0.5"], ["`mac`", "`macs`"]),
