@@ -15,9 +15,10 @@ from scipy.linalg import LinAlgError
 from onnxprune.backend.threads import default_workers, one_thread
 from onnxprune.damage.ahead import reads_ahead, root
 from onnxprune.damage.bases import Basis, choices, find_bases, losses
+from onnxprune.damage.directions import directions
+from onnxprune.damage.directions import losses as stream_losses
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
-from onnxprune.damage.streams import Turnable, directions, find_streams
-from onnxprune.damage.streams import losses as stream_losses
+from onnxprune.damage.streams import Turnable, find_streams
 from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model
@@ -231,7 +232,8 @@ class Study:
     ) -> list[float]:  # fmt: skip
         """Damage where the best directions of a stream stay, whichever channels stand for them."""
         weights = {key: self._weighed(sums[key], sums) for key in stream.keys}
-        return stream_losses(stream, directions(stream, sums), weights, sums, kept, ridges)
+        best = directions(stream, weights, sums)
+        return stream_losses(stream, best, weights, sums, kept, ridges)
 
     def _turned(self, dim: Dim, bases: list[Basis], sums: Mapping[str, Sums]) -> Measured | None:
         """Damage where the best directions stay; which channels stand for them is all the same."""

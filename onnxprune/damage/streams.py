@@ -1,37 +1,51 @@
-"""Residual streams that only linear layers write to and only layer norms see.
+"""Residual streams that linear layers write to, and that only linear layers and norms see.
 
-An orthogonal matrix may be put in between: what is normalised turns with it. A cut then keeps the
-best directions of the stream where the stored channels would each lose a share of them all.
+A matrix may be put in between: what reads the stream is multiplied by its inverse, and what is
+normalised turns with an orthogonal one. A cut then keeps the best directions of the stream where
+the stored channels would each lose a share of them all. Transformers whose norms come first have
+such streams, and the linear bottlenecks of mobile nets are some.
 Source: SliceGPT, Ashkboos et al., ICLR 2024, arXiv:2401.15024; one matrix for a whole stream
 here, so that nothing is added to the model, and the norms stay what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 
-from onnxprune.damage.obs import Problem, lost
-from onnxprune.damage.sums import Sums
+from onnxprune.damage.norms import is_mean, is_square, mean_behind
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.identity.fields import Field
 from onnxprune.identity.ties import Slot
 from onnxprune.model.graph import Model, Node
-from onnxprune.readers.stats import FloatArray, Moments, total
+from onnxprune.readers.stats import FloatArray, Moments
 from onnxprune.readers.view import View
 
-NORMS = frozenset(("LayerNormalization",))
-READERS = frozenset(("MatMul", "Gemm", "Conv"))
-SUMS = frozenset(("Add", "Sub", "Sum", "Concat"))
 # Of these a stored tensor stays one.
 PLAIN = frozenset(("Identity", "Cast", "Transpose"))
-MOVES = PLAIN | frozenset(
-    "Reshape Squeeze Unsqueeze Split Slice Flatten Gather Expand Tile".split()
-)
 # A norm that all but silences a channel tells little of it.
 LEAST_SCALE = 1e-3
+
+
+class Kind(Enum):
+    """What sees a stream, and so which matrices it may be multiplied by."""
+
+    PLAIN = "plain"
+    """Readers: any that has an inverse."""
+    RMS = "RMS norm"
+    """Also norms of its size: orthogonal ones."""
+    LAYER = "layer norm"
+    """Norms that take its mean away: orthogonal ones that are true to the mean."""
+
+
+NORMS = {
+    "LayerNormalization": Kind.LAYER,
+    "RMSNormalization": Kind.RMS,
+    "SimplifiedLayerNormalization": Kind.RMS,
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +56,17 @@ class Use:
     axis: int
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """A layer norm that sees a stream."""
+@dataclass(eq=False)
+class Sight:
+    """A norm that sees a stream, or the readers that see it as it is."""
 
-    node: Node
+    kind: Kind
     scale: FloatArray
-    """Shape (channels,)."""
+    """What is multiplied into what was normalised, shape (channels,)."""
     shift: FloatArray
-    """Shape (channels,); zeros without one."""
+    """What is added to that, shape (channels,)."""
+    scale_at: Slot | None = None
+    shift_at: Slot | None = None
     reads: list[Use] = field(default_factory=list)
     """Weights that sum over what it gives."""
     keys: list[str] = field(default_factory=list)
@@ -58,18 +74,18 @@ class Norm:
 
     @property
     def fits(self) -> bool:
-        """True where what it normalised can be told from what it gives."""
+        """True where what it normalised can be told from what it gives, and read."""
         size = np.abs(self.scale)
-        return bool(self.keys) and bool((size >= LEAST_SCALE * size.max()).all() and size.max() > 0)
+        is_told = bool((size >= LEAST_SCALE * size.max()).all() and size.max() > 0)
+        return is_told and bool(self.keys) and (self.scale_at is not None or not self.shift.any())
 
     def plain(self, seen: Moments) -> Moments:
         """Moments of what it normalised, from those of what it gives."""
-        mean, n = self.shift, seen.n
-        a = (seen.a - n * mean) / self.scale
+        taps = len(seen.a) // len(self.scale)
+        mean, scale, n = np.repeat(self.shift, taps), np.repeat(self.scale, taps), seen.n
+        a = (seen.a - n * mean) / scale
         across = np.outer(mean, seen.a)
-        aa = (seen.aa - across - across.T + n * np.outer(mean, mean)) / np.outer(
-            self.scale, self.scale
-        )
+        aa = (seen.aa - across - across.T + n * np.outer(mean, mean)) / np.outer(scale, scale)
         return Moments(n, a, seen.t, aa, seen.at[:, :0], seen.tt)
 
 
@@ -78,32 +94,45 @@ class Turnable:
     """A stream that can be turned."""
 
     dim: int
+    kind: Kind
     writes: tuple[Use, ...]
     """Weights, biases and tables that make it."""
-    norms: tuple[Norm, ...]
+    sights: tuple[Sight, ...]
 
     @property
     def keys(self) -> list[str]:
         """Readers that it needs moments of."""
-        return [key for norm in self.norms for key in norm.keys]
+        return [key for sight in self.sights for key in sight.keys]
+
+    @property
+    def spare(self) -> int:
+        """How many of the channels hold no direction: one, for a mean that norms take away."""
+        return int(self.kind is Kind.LAYER)
 
 
 def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[int, Turnable]:
     """Streams that can be turned, by Dim index."""
-    normed = {
-        index
-        for node in model.nodes
-        if node.op in NORMS
-        for one in dims.ties.fields.get(node.inputs[0], ())
-        for index in np.unique(dims.dim_of[dims.of[one.ids.ravel()]]).tolist()
-    }
+    touching: dict[int, list[Node]] = {}
+    for node in model.nodes:
+        for index in _touched(dims, node):
+            touching.setdefault(index, []).append(node)
     found = {}
     for dim in dims.free:
-        if dim.index in normed and len(dim.parts) == 1 and dim.size > 2:
-            made = _Finder(model, dims, views, dim).found()
+        if len(dim.parts) == 1 and dim.size > 2 and dim.index in touching:
+            made = _Finder(model, dims, views, dim).found(touching[dim.index])
             if made is not None:
                 found[dim.index] = made
     return found
+
+
+def _touched(dims: Dims, node: Node) -> Iterator[int]:
+    """The Dims that live in a node's inputs and outputs."""
+    slots = [dims.ties.sources.get((node.key, slot)) for slot in range(len(node.inputs))]
+    own = [one for source in slots if source for one in source.fields]
+    own += [one for n in (*node.inputs, *node.outputs) for one in dims.ties.fields.get(n, ())]
+    if own:
+        channels = np.unique(np.concatenate([dims.of[one.ids.ravel()] for one in own]))
+        yield from np.unique(dims.dim_of[channels[channels >= 0]]).tolist()
 
 
 class _Finder:
@@ -115,21 +144,32 @@ class _Finder:
         self._place[dim.channels] = np.arange(len(dim.channels))
         self._stored: dict[str, Use] = {}
         """Values that are a stored tensor in another form."""
-        self._normed: dict[str, Norm] = {}
         self._raw = set[str]()
+        self._centred = set[str]()
+        """Values that are the stream less its mean."""
+        self._squares: dict[str, str] = {}
+        """Squares of values, and of which."""
+        self._seen: dict[str, Sight] = {}
+        """Norms by the values that they give."""
+        self._bare = Sight(Kind.PLAIN, np.ones(len(dim.channels)), np.zeros(len(dim.channels)))
         self._writes: dict[Use, None] = {}
         self._outside = model.captured.union(model.output_names)
 
-    def found(self) -> Turnable | None:
-        """The stream; None where anything else touches it."""
+    def found(self, nodes: Sequence[Node]) -> Turnable | None:
+        """The stream; None where anything else touches it. Args: nodes: where it lives."""
         if self._dim.parents[0] >= 0 or np.isin(self._dims.parent, self._dim.channels).any():
             return None
-        if not all(self._follow(node) for node in self._model.nodes):
+        if not all(self._follow(node) for node in nodes):
             return None
-        norms = [*dict.fromkeys(self._normed.values())]
-        if not norms or not all(norm.fits for norm in norms):
+        bare = [self._bare] if self._bare.keys else []
+        sights = [*dict.fromkeys(self._seen.values()), *bare]
+        kinds = {sight.kind for sight in sights}
+        if not sights or not all(sight.fits for sight in sights):
             return None
-        return Turnable(self._dim.index, tuple(self._writes), tuple(norms))
+        if Kind.LAYER in kinds and len(kinds) > 1:  # the others see the mean
+            return None
+        kind = next(iter(kinds)) if len(kinds) == 1 else Kind.RMS
+        return Turnable(self._dim.index, kind, tuple(self._writes), tuple(sights))
 
     def _follow(self, node: Node) -> bool:
         """Looks at a node; False where it does what a turn does not go along with."""
@@ -140,14 +180,27 @@ class _Finder:
         names = {node.inputs[s] for s in slots} | {*outs}
         if node.domain or -1 in (*slots.values(), *outs.values()) or names & self._outside:
             return False
-        if node.op in NORMS:
-            return self._norm(node, slots, outs)
-        if node.op in READERS:
-            return self._reads(node, slots) if not outs else self._makes(node, slots)
-        if node.op in MOVES and [*slots] == [0] and len(outs) == len(node.outputs):
-            return self._moves(node, slots[0])
-        is_sum = node.op in SUMS and len(slots) == len(node.inputs) and bool(outs)
-        return is_sum and self._makes_raw(node, slots)
+        look = self._looks.get(node.op)
+        return look is not None and look(node, slots, outs)
+
+    @property
+    def _looks(self) -> Mapping[str, Callable[..., bool]]:
+        """What is asked of a node of each kind."""
+        layers = dict.fromkeys(("MatMul", "Gemm", "Conv"), self._layer)
+        moves = """Reshape Squeeze Unsqueeze Split Slice Flatten Gather Expand Tile AveragePool
+            GlobalAveragePool""".split()
+        return {
+            **layers,
+            **dict.fromkeys(NORMS, self._norm),
+            **dict.fromkeys((*PLAIN, *moves), self._moves),
+            **dict.fromkeys(("Sum", "Concat"), self._sum),
+            "Add": self._add,
+            "Sub": self._sub,
+            "ReduceMean": self._mean,
+            "Pow": self._square,
+            "Mul": self._mul,
+            "Div": self._div,
+        }
 
     # --- what carries the stream ------------------------------------------------------------------
 
@@ -194,43 +247,41 @@ class _Finder:
         self._raw |= {*node.outputs}
         return all(self._joins(node, slot, axis) for slot, axis in slots.items())
 
-    # --- what touches it --------------------------------------------------------------------------
+    def _sum(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        return len(slots) == len(node.inputs) and bool(outs) and self._makes_raw(node, slots)
 
-    def _norm(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
-        """A norm over the stream alone; its mean and deviation are not handed out."""
-        if node.inputs[0] not in self._raw or [*outs] != [*filter(None, node.outputs)]:
+    def _moves(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """A node that passes the stream, or what a norm gives, or a stored tensor."""
+        if [*slots] != [0] or len(outs) != len(node.outputs):
             return False
-        last = self._of(node.inputs[0])[0].ids.ndim - 1
-        if slots[0] != last or int(node.attr("axis", -1)) not in (-1, last):
-            return False
-        stored = [s for s, n in enumerate(node.inputs) if s and n]
-        if not all(s in slots and self._tensor(node, s, 0) is not None for s in stored):
-            return False
-        count = len(self._dim.channels)
-        scale, shift = (self._vector(node, s, count) for s in (1, 2))
-        if scale is None or shift is None:
-            return False
-        self._normed[node.outputs[0]] = Norm(node, scale, shift)
-        return True
+        name = node.inputs[0]
+        if name in self._seen:
+            self._seen |= dict.fromkeys(node.outputs, self._seen[name])
+            return True
+        use = None if name in self._raw else self._tensor(node, 0, slots[0])
+        if use is not None and node.op in PLAIN:
+            self._stored[node.outputs[0]] = use
+            return len(self._model.consumers.get(node.outputs[0], ())) == 1
+        return self._makes_raw(node, slots)
 
-    def _vector(self, node: Node, slot: int, count: int) -> FloatArray | None:
-        name = node.input(slot)
-        if not name:
-            return np.zeros(count)
-        made = self._model.array(name).astype(np.float64)
-        return made if made.shape == (count,) and np.isfinite(made).all() else None
+    # --- layers -----------------------------------------------------------------------------------
+
+    def _layer(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        return self._makes(node, slots) if outs else self._reads(node, slots)
 
     def _reads(self, node: Node, slots: Mapping[int, int]) -> bool:
-        """A weight that sums over what a norm gives."""
-        norm, view = self._normed.get(node.inputs[0]), self._views.get(node.key)
-        if norm is None or view is None or [*slots] != [0, 1]:
+        """A weight that sums over the stream, or over what a norm gives."""
+        name, view = node.inputs[0], self._views.get(node.key)
+        sight = self._bare if name in self._raw else self._seen.get(name)
+        if sight is None or view is None or [*slots] != [0, 1]:
             return False
         place = self._place[np.where(view.columns >= 0, self._dims.of[view.columns], -1)]
-        use = self._tensor(node, 1, slots[1])
-        if use is None or not np.array_equal(place, np.arange(len(self._dim.channels))):
+        use, count = self._tensor(node, 1, slots[1]), len(self._dim.channels)
+        taps = len(place) // count
+        if use is None or not np.array_equal(place, np.repeat(np.arange(count), taps)):
             return False
-        norm.reads.append(use)
-        norm.keys.append(node.key)
+        sight.reads.append(use)
+        sight.keys.append(node.key)
         return True
 
     def _makes(self, node: Node, slots: Mapping[int, int]) -> bool:
@@ -242,71 +293,113 @@ class _Finder:
             return False
         return self._makes_raw(node, slots)
 
-    def _moves(self, node: Node, axis: int) -> bool:
+    # --- norms ------------------------------------------------------------------------------------
+
+    def _norm(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """A norm over the stream alone; its mean and deviation are not handed out."""
+        if node.inputs[0] not in self._raw or [*outs] != [*filter(None, node.outputs)]:
+            return False
+        last = self._rank(node.inputs[0]) - 1
+        if slots[0] != last or int(node.attr("axis", -1)) not in (-1, last):
+            return False
+        scale, shift = self._factor(node, 1, slots), self._factor(node, 2, slots)
+        if scale is None or (node.input(2) and shift is None):
+            return False
+        at = (node.key, 2) if node.input(2) else None
+        self._seen[node.outputs[0]] = Sight(
+            NORMS[node.op], scale, np.zeros(len(scale)) if shift is None else shift, (node.key, 1),
+            at,
+        )  # fmt: skip
+        return True
+
+    def _rank(self, name: str) -> int:
+        return self._of(name)[0].ids.ndim
+
+    def _factor(self, node: Node, slot: int, slots: Mapping[int, int]) -> FloatArray | None:
+        """A stored number for each channel; None for anything else."""
+        if slot not in slots or self._tensor(node, slot, 0) is None or node.inputs[slot] in (
+            self._stored
+        ):  # fmt: skip
+            return None
+        made = self._model.array(node.inputs[slot]).astype(np.float64)
+        is_vector = made.size == len(self._dim.channels) == made.shape[slots[slot]]
+        return made.ravel() if is_vector and np.isfinite(made).all() else None
+
+    # --- norms that are written out ---------------------------------------------------------------
+
+    def _mean(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """The mean of the stream, for nothing but taking it away; or of squares."""
         name = node.inputs[0]
-        if name in self._normed:
-            self._normed |= dict.fromkeys(node.outputs, self._normed[name])
-            return True
-        use = None if name in self._raw else self._tensor(node, 0, axis)
-        if use is not None and node.op in PLAIN:
-            self._stored[node.outputs[0]] = use
-            return len(self._model.consumers.get(node.outputs[0], ())) == 1
-        return self._makes_raw(node, {0: axis})
+        if outs or not is_mean(self._model, node, slots[0], self._rank(name)):
+            return False
+        readers = self._model.consumers.get(node.outputs[0], ())
+        takes_away = all(r.op == "Sub" and s == 1 and r.inputs[0] == name for r, s in readers)
+        is_shown = node.outputs[0] in self._outside
+        return name in self._squares or (name in self._raw and takes_away and not is_shown)
 
+    def _sub(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        if len(slots) == len(node.inputs):
+            return self._sum(node, slots, outs)
+        mean = self._model.producer.get(node.inputs[1])
+        name = node.inputs[0]
+        if name not in self._raw or mean is None or mean.op != "ReduceMean":
+            return False
+        self._centred |= {*outs}
+        return mean.inputs[0] == name
 
-# --- which directions -----------------------------------------------------------------------------
+    def _square(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """Squares of which only means are taken."""
+        name, model = node.inputs[0], self._model
+        if name not in self._raw | self._centred or not is_square(model, node):
+            return False
+        self._squares |= dict.fromkeys(outs, name)
+        return all(r.op == "ReduceMean" for r, _ in model.consumers.get(node.outputs[0], ()))
 
+    def _mul(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """A square, a division by a size, or the scale of a norm."""
+        if len(slots) < len(node.inputs):
+            (slot,) = slots
+            return self._divides(node, slot, -0.5)
+        if node.inputs[0] == node.inputs[1]:
+            return self._square(node, slots, outs)
+        sight, at = self._given(node)
+        scale = self._factor(node, at, slots)
+        if sight is None or scale is None or sight.scale_at or sight.shift_at:
+            return False
+        sight.scale, sight.scale_at = scale, (node.key, at)
+        return self._hands_on(sight, node, at)
 
-def directions(stream: Turnable, sums: Mapping[str, Sums]) -> FloatArray:
-    """Directions of what the norms see, the best first, by the samples to fit on.
+    def _div(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        return [*slots] == [0] and self._divides(node, 0, 0.5)
 
-    Each reader's inputs count alike. Returns: shape (channels, channels - 1): orthonormal, and
-    orthogonal to the mean that the norms take away.
-    """
-    spread = np.zeros((1, 1))
-    for norm in stream.norms:
-        for key in norm.keys:
-            seen = norm.plain(total(sums[key].folds[:-1])).covariance
-            spread = spread + seen / max(float(np.trace(seen)), 1e-30)
-    count = len(spread)
-    centred = np.eye(count) - 1 / count
-    # Whatever noise there is along the mean, it comes first here, and is left out.
-    _, vectors = np.linalg.eigh(centred @ spread @ centred - np.trace(spread) / count)
-    found: FloatArray = vectors[:, :0:-1]
-    return found
+    def _divides(self, node: Node, slot: int, exponent: float) -> bool:
+        """The stream over the root of the mean of its squares."""
+        name = node.inputs[slot]
+        mean = mean_behind(self._model, node.inputs[1 - slot])
+        if mean is None or mean[1] != exponent or self._squares.get(mean[0].inputs[0]) != name:
+            return False
+        kind, count = Kind.LAYER if name in self._centred else Kind.RMS, len(self._dim.channels)
+        self._seen[node.outputs[0]] = Sight(kind, np.ones(count), np.zeros(count))
+        return True
 
+    def _add(self, node: Node, slots: Mapping[int, int], outs: Mapping[str, int]) -> bool:
+        """A sum of terms, or the shift of a norm."""
+        sight, at = self._given(node)
+        if sight is None:
+            return self._sum(node, slots, outs)
+        shift = self._factor(node, at, slots)
+        if shift is None or sight.shift_at:
+            return False
+        sight.shift, sight.shift_at = shift, (node.key, at)
+        return self._hands_on(sight, node, at)
 
-def losses(
-    stream: Turnable,
-    directions: FloatArray,
-    weights: Mapping[str, FloatArray],
-    sums: Mapping[str, Sums],
-    kept: Sequence[int],
-    ridges: Sequence[float],
-) -> list[float]:
-    """Damage of keeping so many channels of a stream, on held-out samples, summed over readers.
+    def _given(self, node: Node) -> tuple[Sight | None, int]:
+        """The norm that gives one of two inputs, and the slot of the other one."""
+        slot = next((s for s, n in enumerate(node.inputs) if n in self._seen), -1)
+        return self._seen.get(node.inputs[slot]) if slot >= 0 else None, 1 - slot
 
-    One of them goes for the mean that the norms take away.
-
-    Args:
-        directions: the best first, as `directions` gives them.
-        weights: of each reader, in units of the damage that its errors do.
-    Returns: one number for each of `kept`.
-    """
-    count = directions.shape[1]
-    problems = [
-        Problem(
-            weights[key] * norm.scale @ directions,
-            np.arange(count),
-            [_along(directions, norm.plain(fold)) for fold in sums[key].folds],
-        )
-        for norm in stream.norms
-        for key in norm.keys
-    ]
-    gone = [np.arange(max(k - 1, 0), count) for k in kept]
-    return [sum(lost(one, g, ridges) for one in problems) for g in gone]
-
-
-def _along(directions: FloatArray, seen: Moments) -> Moments:
-    aa = directions.T @ seen.aa @ directions
-    return Moments(seen.n, seen.a @ directions, seen.t, aa, seen.at, seen.tt)
+    def _hands_on(self, sight: Sight, node: Node, at: int) -> bool:
+        """A norm gives what it gave once scaled or shifted; nothing else reads that."""
+        name = node.inputs[1 - at]
+        self._seen[node.outputs[0]] = sight
+        return len(self._model.consumers.get(name, ())) == 1

@@ -1,7 +1,8 @@
 """Models whose streams are turned, so that the channels which stay are the best directions.
 
-The turned original computes what it did. Where a cut keeps k of d channels, these hold the k - 1
-best directions, and what they have in common is nothing that a norm would see.
+The turned original computes what it did. Where a cut keeps k of d channels, these hold the k best
+directions; where layer norms take the mean away, the k - 1 best, and what they have in common is
+nothing that a norm would see.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 from onnxprune.backend.threads import one_thread
 from onnxprune.cleanup.cleaning import with_weights
 from onnxprune.cutting.compact import takes
-from onnxprune.damage.streams import Turnable, directions, find_streams
+from onnxprune.damage.directions import directions, helmert
+from onnxprune.damage.streams import Kind, Sight, Turnable, find_streams
 from onnxprune.damage.sums import Sums, gather
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.identity.ties import Slot
@@ -31,9 +33,9 @@ class Rotation:
 
     stream: Turnable
     matrix: FloatArray
-    """Shape (channels, channels): orthogonal, and true to the mean."""
+    """Shape (channels, channels): orthogonal, and true to the mean where that is taken away."""
     scales: tuple[float, ...]
-    """For each norm, what it is to multiply what stays by, as the cut model normalises it."""
+    """What each sight is to multiply what stays by, as the cut model normalises it."""
 
 
 def rotated(
@@ -74,16 +76,19 @@ def rotated(
             _turn(original, one, whole)
     cut = {slot: _sliced(dims, alive, slot, array) for slot, array in whole.items()}
     for one in turned:
-        for norm, scale in zip(one.stream.norms, one.scales, strict=True):
-            cut[norm.node.key, 1] = cut[norm.node.key, 1] * scale
+        for sight, scale in zip(one.stream.sights, one.scales, strict=True):
+            at = [sight.scale_at] if sight.scale_at else [use.slot for use in sight.reads]
+            cut |= {slot: cut[slot] * scale for slot in at}
     return with_weights(original, whole), with_weights(thin, cut)
 
 
 def _slots(stream: Turnable) -> list[Slot]:
     """All uses of stored tensors that a turn changes."""
-    norms = [(norm.node.key, s) for norm in stream.norms for s in (1, 2) if norm.node.input(s)]
-    reads = [use.slot for norm in stream.norms for use in norm.reads]
-    return [*(use.slot for use in stream.writes), *norms, *reads]
+    found = [use.slot for use in stream.writes]
+    for sight in stream.sights:
+        found += [at for at in (sight.scale_at, sight.shift_at) if at]
+        found += [use.slot for use in sight.reads]
+    return found
 
 
 def _lines_up(
@@ -119,13 +124,24 @@ def _sliced(dims: Dims, alive: BoolArray, slot: Slot, array: Array) -> Array:
 
 
 def _rotation(stream: Turnable, kept: BoolArray, sums: Mapping[str, Sums]) -> Rotation:
-    found, left, scales = directions(stream, sums), int(kept.sum()), []
-    for norm in stream.norms:
-        seen = norm.plain(total(sums[norm.keys[0]].folds))
-        best = found[:, : left - 1]
-        stays = float(np.einsum("ck,cd,dk->", best, seen.aa / seen.n, best, optimize=True))
-        scales.append(float(np.sqrt(stays / left)))
-    return Rotation(stream, frame(kept) @ found.T + 1 / len(kept), tuple(scales))
+    weights = {key: sums[key].view.weights / np.sqrt(sums[key].norm) for key in stream.keys}
+    found, left = directions(stream, weights, sums), int(kept.sum())
+    best = found[:, : left - stream.spare]
+    scales = [_scale(sight, best, left, sums) for sight in stream.sights]
+    if stream.spare:
+        return Rotation(stream, frame(kept) @ found.T + 1 / len(kept), tuple(scales))
+    matrix = np.empty_like(found)
+    matrix[kept], matrix[~kept] = best.T, found[:, left:].T
+    return Rotation(stream, matrix, tuple(scales))
+
+
+def _scale(sight: Sight, best: FloatArray, left: int, sums: Mapping[str, Sums]) -> float:
+    """What makes up for a norm that sees less, in fewer channels."""
+    if sight.kind is Kind.PLAIN:
+        return 1.0
+    seen = sight.plain(total(sums[sight.keys[0]].folds))
+    stays = float(np.einsum("ck,cd,dk->", best, seen.aa / seen.n, best, optimize=True))
+    return float(np.sqrt(stays / left))
 
 
 def frame(kept: BoolArray) -> FloatArray:
@@ -144,28 +160,21 @@ def frame(kept: BoolArray) -> FloatArray:
     return found
 
 
-def helmert(count: int) -> FloatArray:
-    """An orthonormal basis of what has no mean. Returns: shape (count, count - 1)."""
-    made = np.triu(np.ones((count, count - 1)))
-    made[np.arange(1, count), np.arange(count - 1)] = -np.arange(1.0, count)
-    found: FloatArray = made / np.linalg.norm(made, axis=0)
-    return found
-
-
 def _turn(model: Model, one: Rotation, found: dict[Slot, Array]) -> None:
     """Note what tensors hold in the turned original."""
     stream, matrix = one.stream, one.matrix
-    stored = _arrays(model, _slots(stream))
-    centred = matrix - matrix.mean(axis=1, keepdims=True)
+    stored = _arrays(model, _slots(stream)) | found
+    own = matrix - matrix.mean(axis=1, keepdims=True) if stream.spare else matrix
     for use in stream.writes:
-        found[use.slot] = _along(centred, stored[use.slot], use.axis)
-    for norm in stream.norms:
-        key = norm.node.key
-        found[key, 1] = np.ones_like(norm.scale)
-        if norm.node.input(2):
-            found[key, 2] = matrix @ (norm.shift / norm.scale)
-        for use in norm.reads:
-            found[use.slot] = _along(matrix * norm.scale, stored[use.slot], use.axis)
+        found[use.slot] = _along(own, stored[use.slot], use.axis)
+    for sight in stream.sights:
+        if sight.scale_at:
+            found[sight.scale_at] = np.ones_like(stored[sight.scale_at])
+        if sight.shift_at:
+            moved = matrix @ (sight.shift / sight.scale)
+            found[sight.shift_at] = moved.reshape(stored[sight.shift_at].shape)
+        for use in sight.reads:
+            found[use.slot] = _along(matrix * sight.scale, stored[use.slot], use.axis)
 
 
 def _along(matrix: FloatArray, array: Array, axis: int) -> Array:

@@ -14,6 +14,7 @@ from onnxprune import prune
 from onnxprune.backend.runtime import session
 from onnxprune.cutting.cut import cut
 from onnxprune.damage.curves import Study
+from onnxprune.damage.directions import helmert
 from onnxprune.damage.streams import Turnable, find_streams
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State
@@ -23,7 +24,7 @@ from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
 from onnxprune.repair import copies as repair_copies
 from onnxprune.repair.copies import uncoupled
-from onnxprune.repair.rotated import frame, helmert, rotated
+from onnxprune.repair.rotated import frame, rotated
 from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
 from tests.builder import Builder
