@@ -271,9 +271,9 @@ def _error(
         error = float(np.trace(seconds[0] @ miss @ covariances[1] @ miss.T))
         return error, float(np.einsum("ij,ij->", seconds[0], covariances[1]))
     key, columns = basis.read
-    weights = sums[key].view.weights[:, columns]
+    weights = sums[key].weights[:, columns]
     miss = weights @ (np.eye(size) - turned.back[:, :kept] @ turned.forward[0][:kept])
-    return float(np.einsum("oi,ij,oj->", miss, covariances[0], miss)), sums[key].norm
+    return float(np.einsum("oi,ij,oj->", miss, covariances[0], miss)), 1.0
 
 
 def choices(gone: list[IntArray], stays: list[IntArray]) -> Iterator[list[int]]:

@@ -195,8 +195,7 @@ class Study:
             if (found := root(self.dims, one.view, later)) is not None:
                 made: FloatArray = found @ one.view.weights
                 return made
-        plain: FloatArray = one.view.weights / np.sqrt(one.norm)
-        return plain
+        return one.weights
 
     def _order(self, dim: Dim, sums: Mapping[str, Sums]) -> FloatArray | None:
         problems = self._problems(dim, sums)

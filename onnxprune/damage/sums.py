@@ -25,6 +25,13 @@ from onnxprune.shape.shapes import Shapes
 
 # Wider readers have two folds only, to fit on and to decide on.
 WIDE = 2048
+MOST_BETWEEN = 8
+STRAIGHT = frozenset("""Add Sub Mul Div BatchNormalization Reshape Transpose Squeeze Unsqueeze
+    Flatten Identity Cast AveragePool GlobalAveragePool""".split())
+LINEAR = STRAIGHT - {"Mul", "Div"} | frozenset("""MatMul Gemm Conv ConvTranspose Sum Concat Split
+    Slice Gather Softmax LayerNormalization""".split())
+# Outputs that hardly vary count as if they varied by this share of the mean variance.
+LEAST_VARIANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +41,16 @@ class Sums:
     view: View
     folds: list[Moments]
     """Of disjoint samples; the last is held out to decide."""
-    norm: float
-    """Variance of the stream that the reader joins, else of what it gives, summed over channels."""
+    units: FloatArray
+    """What the squared error of each output counts relative to, shape (outputs,): the variance of
+    the stream that the reader joins, summed over channels; else each output's own, times their
+    number."""
+
+    @property
+    def weights(self) -> FloatArray:
+        """The reader's weights in units of the damage that errors of its outputs do."""
+        found: FloatArray = self.view.weights / np.sqrt(self.units)[:, None]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +65,8 @@ class _Asked:
     """One a fold, or one for the folds to fit on and one for the last."""
     joined: Gatherer
     folds: int
+    is_bent: bool
+    """Each channel of what it gives passes something that is not linear, for itself."""
 
     @property
     def names(self) -> list[str]:
@@ -119,20 +136,44 @@ def _asked(model: Model, shapes: Shapes, view: View, folds: int) -> _Asked:
         [Gatherer(True) for _ in range(count)],
         Gatherer(False),
         folds,
+        not name and is_bent(model, view.node.outputs[0]),
     )
+
+
+def is_bent(model: Model, name: str) -> bool:
+    """True where each channel of a value, for itself, passes something that is not linear."""
+    for _ in range(MOST_BETWEEN):
+        readers = [r for r in model.consumers.get(name, ()) if r[0].op != "Shape"]
+        if len(readers) != 1:
+            return bool(readers) and all(_bends(r.op) for r, _ in readers)
+        node, slot = readers[0]
+        others = [n for i, n in enumerate(node.inputs) if i != slot and n]
+        if not all(n in model.initializers for n in others):
+            return _bends(node.op)
+        if node.op not in STRAIGHT:
+            return _bends(node.op)
+        name = node.outputs[0]
+    return False
+
+
+def _bends(op: str) -> bool:
+    return op not in LINEAR
 
 
 def _finish(one: _Asked) -> Sums | None:
     folds = [g.finish() for g in one.gatherers]
     if not all(fold.is_finite for fold in folds):
         return None
+    weights = one.view.weights
     if one.total:
-        norm = float(one.joined.finish().variance_t.sum())
+        units = np.full(len(weights), one.joined.finish().variance_t.sum())
     else:
-        whole = total(folds)
-        weights = one.view.weights
-        norm = float(np.einsum("ok,ok->", weights @ whole.covariance, weights))
-    return Sums(one.view, folds, norm) if np.isfinite(norm) and norm > 0 else None
+        own = np.einsum("ok,ok->o", weights @ total(folds).covariance, weights)
+        units = np.full(len(weights), own.sum())
+        if one.is_bent:
+            units = np.maximum(own, LEAST_VARIANCE * own.mean()) * len(own)
+    is_known = bool(np.isfinite(units).all()) and bool((units > 0).all())
+    return Sums(one.view, folds, units) if is_known else None
 
 
 def memory(view: View, folds: int) -> int:

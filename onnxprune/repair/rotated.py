@@ -124,7 +124,7 @@ def _sliced(dims: Dims, alive: BoolArray, slot: Slot, array: Array) -> Array:
 
 
 def _rotation(stream: Turnable, kept: BoolArray, sums: Mapping[str, Sums]) -> Rotation:
-    weights = {key: sums[key].view.weights / np.sqrt(sums[key].norm) for key in stream.keys}
+    weights = {key: sums[key].weights for key in stream.keys}
     found, left = directions(stream, weights, sums), int(kept.sum())
     best = found[:, : left - stream.spare]
     scales = [_scale(sight, best, left, sums) for sight in stream.sights]
