@@ -205,7 +205,7 @@ def turn(model: Model, basis: Basis, sums: Mapping[str, Sums]) -> Turn:
         return Turn((directions @ right.T / share, inner * share), np.zeros((0, 0)))
     key, columns = basis.read
     root = _root(covariances[0])
-    _, _, directions = np.linalg.svd(sums[key].view.weights[:, columns] @ root)
+    _, _, directions = np.linalg.svd(sums[key].weights[:, columns] @ root)
     return Turn((directions @ np.linalg.inv(root),), root @ directions.T)
 
 

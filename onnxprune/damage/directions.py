@@ -39,20 +39,19 @@ def directions(
     Returns: shape (channels, channels - spare): orthonormal, and without a mean where norms take
     it away.
     """
-    spread, metric = np.zeros((1, 1)), np.zeros((1, 1))
+    count = len(stream.sights[0].scale)
+    spread, metric = np.zeros((count, count)), np.zeros((count, count))
     for sight in stream.sights:
         for key in sight.keys:
-            seen = _folded(sight.plain(total(sums[key].folds[:-1])).covariance, len(sight.scale))
-            spread = spread + seen / max(float(np.trace(seen)), 1e-30)
-            own = weights[key].reshape(len(weights[key]), len(sight.scale), -1) * (
-                sight.scale[:, None]
-            )
-            metric = metric + np.einsum("oct,odt->cd", own, own, optimize=True)
-    count = len(spread)
+            seen = _folded(sight.plain(total(sums[key].folds[:-1])).covariance, count)
+            spread += seen / max(float(np.trace(seen)), 1e-30)
+            own = weights[key].reshape(len(weights[key]), count, -1) * sight.scale[:, None]
+            metric += np.einsum("oct,odt->cd", own, own, optimize=True)
     basis = helmert(count) if stream.spare else np.eye(count)
     spread = basis.T @ spread @ basis
     if stream.kind is not Kind.PLAIN:
-        return basis @ np.linalg.eigh(spread)[1][:, ::-1]
+        leading: FloatArray = basis @ np.linalg.eigh(spread)[1][:, ::-1]
+        return leading
     spread[np.diag_indices(len(spread))] += RIDGE * np.trace(spread) / len(spread)
     root = np.linalg.cholesky(spread)
     _, best = np.linalg.eigh(root.T @ metric @ root)

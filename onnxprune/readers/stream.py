@@ -1,4 +1,4 @@
-"""The residual sum that a reader's output joins."""
+"""Where a reader's output goes: the residual sum that it joins, or what bends its channels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.model.graph import Model, Node
 from onnxprune.readers.stats import Array, FloatArray
 from onnxprune.readers.view import LinearView, View
+from onnxprune.rules import load_rules
 from onnxprune.shape.shapes import Shapes
 
 # Nodes between a reader and the sum: a bias, a norm with stored statistics.
@@ -17,6 +18,11 @@ MOVES = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Cast".sp
 MOST_MOVES = 8
 # A channel that a norm all but silences is of no use to aim with.
 LEAST_SCALE = 1e-3
+# Beside moves, these pass each channel as it is, up to a factor and a number added; those of two
+# operands do where the other one is stored.
+PASSED = MOVES | frozenset("Neg Dropout BatchNormalization AveragePool GlobalAveragePool".split())
+SCALED = frozenset("Add Sub Mul Div".split())
+SUMS = frozenset("Add Sub Sum Mean".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,27 @@ def joined(model: Model, view: View) -> str:
             return ""
         name = node.outputs[0]
     return ""
+
+
+def bends(model: Model, name: str, most: int = MOST_MOVES) -> bool:
+    """True where all that reads a value takes each channel for itself, and not in proportion.
+
+    Such are activations and products with other values: how far off one is shows beside that
+    channel's own size. Sums over channels and residual sums are not.
+    """
+    readers = [node for node, _ in model.consumers.get(name, ()) if node.op != "Shape"]
+    is_held = name in model.captured or name in model.output_names
+    return bool(readers) and not is_held and all(_bends(model, n, name, most) for n in readers)
+
+
+def _bends(model: Model, node: Node, name: str, most: int) -> bool:
+    is_alone = all(n == name or n in model.initializers for n in node.inputs if n)
+    is_scaled = node.op in SCALED and is_alone and node.inputs.count(name) == 1
+    if node.op in PASSED or is_scaled:
+        return most > 0 and bends(model, node.outputs[0], most - 1)
+    rule = load_rules().find(node, model.opset)
+    is_own = rule is not None and rule.family == "elementwise"
+    return is_own and node.op not in SUMS
 
 
 def stream(model: Model, shapes: Shapes, view: View) -> Stream | None:

@@ -34,10 +34,18 @@ WIDTH, RANK, TOKENS, LETTERS = 16, 5, 6, 9
 HALF = TensorProto.FLOAT16
 
 
+def drawn_basis(rng: np.random.Generator) -> Any:
+    """Few directions of a stream, without a mean. Returns: shape (RANK, WIDTH)."""
+    centred = rng.standard_normal((WIDTH, RANK))
+    return np.linalg.qr(centred - centred.mean(axis=0))[0].T
+
+
 @dataclass
 class Net:
     """A pre-norm transformer without its attention, whose stream has few directions."""
 
+    kind: str = "layer"
+    """Of its norms: layer or rms, in one operator or (layer small, rms small) in many."""
     half: bool = False
     tied: bool = False
     gate: bool = False
@@ -49,8 +57,7 @@ class Net:
     def __post_init__(self) -> None:
         self.b = Builder(3)
         rng = self.b.rng
-        centred = rng.standard_normal((WIDTH, RANK))
-        self.basis = np.linalg.qr(centred - centred.mean(axis=0))[0].T
+        self.basis = drawn_basis(rng)
         self.dtype = np.float16 if self.half else np.float32
 
     def add(self, array: Any) -> str:
@@ -66,7 +73,26 @@ class Net:
     def norm(self, h: str) -> str:
         b = self.b
         scale = self.add(b.rng.uniform(0.5, 2, WIDTH))
-        return b.node("LayerNormalization", h, scale, self.weight(WIDTH), axis=self.axis)
+        if self.kind == "layer":
+            return b.node("LayerNormalization", h, scale, self.weight(WIDTH), axis=self.axis)
+        if self.kind == "rms":
+            return b.node("RMSNormalization", h, scale, axis=self.axis)
+        if self.kind == "rms small":
+            return b.node("Mul", scale, self.over_size(h, "Reciprocal"))
+        mean = b.node("ReduceMean", h, b.ints(-1))
+        sized = self.over_size(b.node("Sub", h, mean), "Div")
+        return b.node("Add", b.node("Mul", sized, scale), self.weight(WIDTH))
+
+    def over_size(self, h: str, how: str) -> str:
+        """A value over the root of the mean of its squares, as exporters write it."""
+        b = self.b
+        is_product = how == "Reciprocal"
+        squares = b.node("Mul", h, h) if is_product else b.node("Pow", h, self.add(2.0))
+        size = b.node("Add", b.node("ReduceMean", squares, b.ints(-1)), self.add(1e-5))
+        root = b.node("Sqrt", size)
+        return b.node("Mul", h, b.node("Reciprocal", root)) if is_product else (
+            b.node("Div", h, root)
+        )  # fmt: skip
 
     def block(self, h: str) -> str:
         b = self.b
@@ -91,7 +117,7 @@ class Net:
         y = b.node("MatMul", seen, head)
         kinds = {"x": TensorProto.INT64 if self.tied else kind, y: kind}
         shape: list[int | str] = ["n", TOKENS] if self.tied else ["n", TOKENS, LETTERS]
-        return b.model({"x": shape}, {y: ["n", TOKENS, LETTERS]}, types=kinds)
+        return b.model({"x": shape}, {y: ["n", TOKENS, LETTERS]}, types=kinds, opset=23)
 
     def data(self, count: int = 120) -> Any:
         rng = np.random.default_rng(1)
@@ -100,7 +126,48 @@ class Net:
         return rng.standard_normal((count, TOKENS, LETTERS)).astype(self.dtype)
 
 
-def opened(net: Net) -> tuple[State, ModelProto]:
+@dataclass
+class Bottlenecks:
+    """Convolutions with a linear stream of few directions, as mobile nets have it."""
+
+    kernel: int = 1
+    """Of what reads the stream."""
+    bent: bool = False
+    """An activation in the stream."""
+    pooled: bool = False
+    """The last reader sees means over positions."""
+
+    def __post_init__(self) -> None:
+        self.b = Builder(5)
+        self.basis = drawn_basis(self.b.rng)
+
+    def into(self, *shape: int) -> str:
+        """A kernel whose outputs are the stream."""
+        made = self.b.rng.standard_normal((*shape, RANK)) @ self.basis
+        return self.b.add(np.moveaxis(made, -1, 0))
+
+    def block(self, h: str) -> str:
+        b, k = self.b, self.kernel
+        wide = b.node("Conv", h, b.weight(24, WIDTH, k, k), b.weight(24), pads=[k // 2] * 4)
+        return b.node("Conv", b.node("Relu", wide), self.into(24, 1, 1), self.into())
+
+    def made(self) -> ModelProto:
+        b = self.b
+        h = b.node("Conv", "x", self.into(3, 3, 3), self.into(), pads=[1] * 4)
+        h = b.node("Add", h, self.block(h))
+        if self.bent:
+            h = b.node("Relu", h)
+        if self.pooled:
+            h = b.node("GlobalAveragePool", h)
+        y = b.node("Conv", h, b.weight(LETTERS, WIDTH, 1, 1))
+        size = 1 if self.pooled else 5
+        return b.model({"x": ["n", 3, 5, 5]}, {y: ["n", LETTERS, size, size]})
+
+    def data(self, count: int = 120) -> Any:
+        return np.random.default_rng(1).standard_normal((count, 3, 5, 5)).astype(np.float32)
+
+
+def opened(net: Net | Bottlenecks) -> tuple[State, ModelProto]:
     proto, x = net.made(), net.data()
     return calibrated(proto, x, dtype=x.dtype), proto
 
@@ -139,13 +206,30 @@ def remade(state: State, left: int, *, copies: bool = False) -> Model:
     return repaired(subject, thin, dims, alive, parts, 0, copies=copies)[0]
 
 
-@pytest.mark.parametrize(("net", "most"), [(Net(), 1e-3), (Net(half=True), 2e-2)], ids=str)
-def test_a_stream_of_few_directions_can_be_cut_to_one_channel_more(net: Net, most: float) -> None:
-    """The outputs are what they were; one channel less is not enough."""
+@pytest.mark.parametrize(
+    ("net", "more", "most"),
+    [
+        (Net(), 1, 1e-3),
+        (Net(half=True), 1, 2e-2),
+        (Net("layer small"), 1, 1e-3),
+        (Net("rms"), 0, 1e-3),
+        (Net("rms small"), 0, 1e-3),
+        (Net("rms", bare=True), 0, 1e-3),
+        (Bottlenecks(), 0, 1e-3),
+        (Bottlenecks(kernel=3), 0, 1e-3),
+        (Bottlenecks(pooled=True), 0, 1e-3),
+    ],
+    ids=str,
+)
+def test_a_stream_of_few_directions_can_be_cut_to_them(
+    net: Net | Bottlenecks, more: int, most: float
+) -> None:
+    """The outputs are what they were; one channel less is not enough. A mean takes one more."""
     state, proto = opened(net)
     x = net.data()[:20]
-    assert off(proto, remade(state, RANK + 1), x) < most
-    assert off(proto, remade(state, RANK), x) > 2 * most
+    assert len(streams(state)) == 1
+    assert off(proto, remade(state, RANK + more), x) < most
+    assert off(proto, remade(state, RANK + more - 1), x) > 2 * most
 
 
 def test_a_tied_table_is_copied_for_its_two_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,11 +244,17 @@ def test_a_tied_table_is_copied_for_its_two_uses(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "net", [Net(gate=True), Net(bare=True), Net(axis=1)], ids=["gate", "bare", "axis"]
-)
-def test_what_a_turn_would_change_keeps_its_channels(net: Net, tmp_path: Path) -> None:
-    """A vector that multiplies it, a reader without a norm, a norm over tokens too."""
-    if net.axis == 1:
+    "net",
+    [Net(gate=True), Net(bare=True), Net(axis=1), Net("layer small", bare=True),
+     Bottlenecks(bent=True)],
+    ids=str,
+)  # fmt: skip
+def test_what_a_turn_would_change_keeps_its_channels(
+    net: Net | Bottlenecks, tmp_path: Path
+) -> None:
+    """A vector that multiplies it, a reader without a norm, a norm over tokens too; an activation
+    in it."""
+    if isinstance(net, Net) and net.axis == 1:
         net.norm = lambda h: net.b.node(  # type: ignore[method-assign]
             "LayerNormalization", h, net.weight(TOKENS, WIDTH), net.weight(TOKENS, WIDTH), axis=1
         )
@@ -175,9 +265,13 @@ def test_what_a_turn_would_change_keeps_its_channels(net: Net, tmp_path: Path) -
     assert off(proto, load(out), net.data()[:20]) < 1
 
 
-def test_the_turned_original_computes_what_it_did() -> None:
+@pytest.mark.parametrize(
+    "net",
+    [Net(), Net("layer small"), Net("rms"), Net("rms small"), Bottlenecks(), Bottlenecks(3)],
+    ids=str,
+)
+def test_the_turned_original_computes_what_it_did(net: Net | Bottlenecks) -> None:
     """And its cut form is the nearer one before anything is fitted."""
-    net = Net()
     state, proto = opened(net)
     dims, subject, alive = state[Dims], state.subject, cut_to(state, 8)
     thin = cut(subject.model, dims, subject.sizes, subject.shapes, ~alive, load_rules(), {})
@@ -189,12 +283,13 @@ def test_the_turned_original_computes_what_it_did() -> None:
     assert off(proto, made, x) < off(proto, thin.model, x)
 
 
-def test_the_curve_of_a_stream_counts_directions() -> None:
+@pytest.mark.parametrize(("net", "more"), [(Net(), 1), (Net("rms"), 0), (Bottlenecks(3), 0)], ids=str)
+def test_the_curve_of_a_stream_counts_directions(net: Net | Bottlenecks, more: int) -> None:
     """Nothing is lost as long as there are enough channels for all of them."""
-    state, _ = opened(Net())
+    state, _ = opened(net)
     study = Study(state.model, state.subject.shapes[0], state[Dims], folds(*state.calibration, 640))
     curve = study.run()[stream(state).index].curve
-    enough = curve.widths * WIDTH >= RANK + 1
+    enough = curve.widths * WIDTH >= RANK + more
     assert curve.damage[enough].max() < 1e-6 < 1e-3 < curve.damage[~enough].min()
 
 
