@@ -173,7 +173,9 @@ def row_labels(rows: Array, bias: FloatArray) -> tuple[npt.NDArray[np.int64], Fl
     order = np.argsort(seen, kind="stable")
     found = np.empty(len(rows), np.int64)
     start = 0
-    bounds = [*np.flatnonzero(np.diff(seen[order]) > PROJECTED) + 1, len(rows)]
+    line = seen[order]  # a bias may be many times its row
+    apart = np.diff(line) > PROJECTED * np.maximum(1.0, np.abs(line[1:]))
+    bounds = [*np.flatnonzero(apart) + 1, len(rows)]
     for end in bounds:
         found[order[start:end]] = start
         if end - start > 1:

@@ -17,8 +17,9 @@ from onnxprune.damage.ahead import reads_ahead, root
 from onnxprune.damage.bases import Basis, choices, find_bases, losses
 from onnxprune.damage.directions import directions
 from onnxprune.damage.directions import losses as stream_losses
+from onnxprune.damage.follow import find_streams
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
-from onnxprune.damage.streams import Turnable, find_streams
+from onnxprune.damage.streams import Turnable
 from onnxprune.damage.sums import Sums, gather, memory
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model

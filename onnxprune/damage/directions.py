@@ -43,7 +43,7 @@ def directions(
     spread, metric = np.zeros((count, count)), np.zeros((count, count))
     for sight in stream.sights:
         for key in sight.keys:
-            seen = _folded(sight.plain(total(sums[key].folds[:-1])).covariance, count)
+            seen = folded(sight.plain(total(sums[key].folds[:-1])).covariance, count)
             spread += seen / max(float(np.trace(seen)), 1e-30)
             own = weights[key].reshape(len(weights[key]), count, -1) * sight.scale[:, None]
             metric += np.einsum("oct,odt->cd", own, own, optimize=True)
@@ -59,10 +59,10 @@ def directions(
     return found
 
 
-def _folded(covariance: FloatArray, count: int) -> FloatArray:
-    """Of channels, from that of all that is seen of them: summed over the taps of a kernel."""
-    taps = len(covariance) // count
-    found: FloatArray = np.einsum("ctdt->cd", covariance.reshape(count, taps, count, taps))
+def folded(products: FloatArray, count: int) -> FloatArray:
+    """Products of channels from those of all that is seen of them: summed over a kernel's taps."""
+    taps = len(products) // count
+    found: FloatArray = np.einsum("ctdt->cd", products.reshape(count, taps, count, taps))
     return found
 
 

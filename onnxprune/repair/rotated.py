@@ -15,8 +15,9 @@ import numpy as np
 from onnxprune.backend.threads import one_thread
 from onnxprune.cleanup.cleaning import with_weights
 from onnxprune.cutting.compact import takes
-from onnxprune.damage.directions import directions, helmert
-from onnxprune.damage.streams import Kind, Sight, Turnable, find_streams
+from onnxprune.damage.directions import directions, folded, helmert
+from onnxprune.damage.follow import find_streams
+from onnxprune.damage.streams import Kind, Sight, Turnable
 from onnxprune.damage.sums import Sums, gather
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.identity.ties import Slot
@@ -139,9 +140,9 @@ def _scale(sight: Sight, best: FloatArray, left: int, sums: Mapping[str, Sums]) 
     """What makes up for a norm that sees less, in fewer channels."""
     if sight.kind is Kind.PLAIN:
         return 1.0
-    seen = sight.plain(total(sums[sight.keys[0]].folds))
-    stays = float(np.einsum("ck,cd,dk->", best, seen.aa / seen.n, best, optimize=True))
-    return float(np.sqrt(stays / left))
+    seen = folded(sight.plain(total(sums[sight.keys[0]].folds)).aa, len(sight.scale))
+    stays = float(np.einsum("ck,cd,dk->", best, seen, best, optimize=True))
+    return float(np.sqrt(stays / np.trace(seen) * len(seen) / left))
 
 
 def frame(kept: BoolArray) -> FloatArray:

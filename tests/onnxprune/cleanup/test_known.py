@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onnxprune.cleanup.known import Known, align, constant, fresh, labels, on_axes, row_labels, tidy
 
 
 @given(seed=st.integers(0, 2**16), rows=st.integers(2, 40), columns=st.integers(1, 9))
+@example(seed=214, rows=39, columns=1)  # biases thousands of times their rows
 def test_multiples_get_one_label(seed: int, rows: int, columns: int) -> None:
     """Rows of float32 weights times positive factors, and no others, are the same."""
     rng = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ def test_damage_is_the_error_that_the_next_reader_makes() -> None:
     found = root(dims, middle, [sums[last.key]])
     assert found is not None
     errors = np.random.default_rng(1).standard_normal((5, 8))
-    made = ((errors @ last.weights.T) ** 2).sum(axis=1) / sums[last.key].norm
+    made = ((errors @ last.weights.T) ** 2).sum(axis=1) / sums[last.key].units[0]
     assert ((errors @ found.T) ** 2).sum(axis=1) == pytest.approx(made)
     assert root(dims, last, []) is None
 
@@ -67,7 +67,7 @@ def test_windows_count_with_all_their_positions() -> None:
     found = root(dims, first, [one])
     assert found is not None
     kernel = second.weights.reshape(5, 4, 9)
-    wanted = np.einsum("oit,ojt->ij", kernel, kernel) / one.norm
+    wanted = np.einsum("oit,ojt->ij", kernel, kernel) / one.units[0]
     assert found.T @ found == pytest.approx(wanted)
 
 

@@ -9,7 +9,7 @@ from onnxprune.backend.runtime import session
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_views
 from onnxprune.readers.frontier import part
-from onnxprune.readers.stream import Stream, joined, stream
+from onnxprune.readers.stream import Stream, bends, joined, stream
 from onnxprune.readers.view import channel_rows
 from tests.builder import Builder
 from tests.oracle import Followed, flow_of
@@ -60,3 +60,51 @@ def test_a_reader_whose_output_is_bent_joins_no_stream() -> None:
     alone, name = of(*residual("moved"))
     assert alone is None
     assert name
+
+
+AFTER = {
+    "Relu": True,
+    "Mul": True,
+    "SiLU": True,
+    "HardSwish": True,
+    "scaled Relu": True,
+    "norm Relu": True,
+    "Add": False,
+    "Softmax": False,
+    "Conv": False,
+    "scaled Conv": False,
+    "Relu and Conv": False,
+    "nothing": False,
+}
+
+
+def after(b: Builder, h: str, kind: str) -> str:
+    """What reads the output of a layer."""
+    if kind.startswith("scaled"):
+        h = b.node("Mul", h, b.weight(4, 1, 1))
+    if kind.startswith("norm"):
+        h = b.node("BatchNormalization", h, *(b.add(np.full(4, 0.7)) for _ in range(4)))
+    if kind == "SiLU":
+        return b.node("Mul", h, b.node("Sigmoid", h))
+    if kind == "HardSwish":  # as exporters write it
+        gate = b.node("Clip", b.node("Add", h, b.add(3.0)), b.add(0.0), b.add(6.0))
+        return b.node("Div", b.node("Mul", h, gate), b.add(6.0))
+    if kind in ("Add", "Mul"):
+        return b.node(kind, h, b.node("Neg", "x"))
+    if kind == "Softmax":
+        return b.node(kind, h, axis=1)
+    if kind == "nothing":
+        return h
+    convolved = b.node("Conv", h, b.weight(4, 4, 1, 1)) if "Conv" in kind else ""
+    bent = b.node("Relu", h) if "Relu" in kind else ""
+    return b.node("Add", bent, convolved) if bent and convolved else bent or convolved
+
+
+@pytest.mark.parametrize(("kind", "wanted"), AFTER.items())
+def test_what_bends_takes_each_channel_for_itself(kind: str, wanted: bool) -> None:
+    """Activations and products do, factors alone and sums over channels do not."""
+    b = Builder(0)
+    first = b.node("Conv", "x", b.weight(4, 4, 1, 1))
+    y = after(b, first, kind)
+    model = b.model({"x": ["n", 4, 5, 5]}, {y: ["n", 4, 5, 5]})
+    assert bends(Model(model), first) is wanted

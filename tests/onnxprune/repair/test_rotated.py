@@ -15,7 +15,8 @@ from onnxprune.backend.runtime import session
 from onnxprune.cutting.cut import cut
 from onnxprune.damage.curves import Study
 from onnxprune.damage.directions import helmert
-from onnxprune.damage.streams import Turnable, find_streams
+from onnxprune.damage.follow import find_streams
+from onnxprune.damage.streams import Turnable
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State
 from onnxprune.model.graph import Model
@@ -53,6 +54,8 @@ class Net:
     bare: bool = False
     """The head sees the stream itself."""
     axis: int = -1
+    tail: str = ""
+    """What is done to the stream (odd), or to what the last norm gives, before the head."""
 
     def __post_init__(self) -> None:
         self.b = Builder(3)
@@ -112,12 +115,19 @@ class Net:
         h = self.block(self.block(h))
         if self.gate:
             h = b.node("Mul", h, self.weight(WIDTH))
+        if self.tail == "odd":  # nothing that is turned goes along with it
+            h = b.node("Mul", h, b.node("ReduceMean", b.node("Mul", h, h), b.ints(-1)))
         seen = h if self.bare else self.norm(h)
+        if self.tail in ("mean", "mask"):
+            seen = b.node("Mul", seen, self.add(b.rng.uniform(0, 1, (TOKENS, 1))))
+        if self.tail == "mean":
+            seen = b.node("ReduceMean", seen, b.ints(1))
         head = b.node("Transpose", table, perm=[1, 0]) if self.tied else self.weight(WIDTH, LETTERS)
         y = b.node("MatMul", seen, head)
         kinds = {"x": TensorProto.INT64 if self.tied else kind, y: kind}
         shape: list[int | str] = ["n", TOKENS] if self.tied else ["n", TOKENS, LETTERS]
-        return b.model({"x": shape}, {y: ["n", TOKENS, LETTERS]}, types=kinds, opset=23)
+        tokens = 1 if self.tail == "mean" else TOKENS
+        return b.model({"x": shape}, {y: ["n", tokens, LETTERS]}, types=kinds, opset=23)
 
     def data(self, count: int = 120) -> Any:
         rng = np.random.default_rng(1)
@@ -215,6 +225,8 @@ def remade(state: State, left: int, *, copies: bool = False) -> Model:
         (Net("rms"), 0, 1e-3),
         (Net("rms small"), 0, 1e-3),
         (Net("rms", bare=True), 0, 1e-3),
+        (Net("rms", tail="mask"), 0, 1e-3),
+        (Net("rms small", tail="mean"), 0, 1e-3),
         (Bottlenecks(), 0, 1e-3),
         (Bottlenecks(kernel=3), 0, 1e-3),
         (Bottlenecks(pooled=True), 0, 1e-3),
@@ -246,7 +258,7 @@ def test_a_tied_table_is_copied_for_its_two_uses(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "net",
     [Net(gate=True), Net(bare=True), Net(axis=1), Net("layer small", bare=True),
-     Bottlenecks(bent=True)],
+     Net("rms small", tail="odd"), Net(tail="mask"), Bottlenecks(bent=True)],
     ids=str,
 )  # fmt: skip
 def test_what_a_turn_would_change_keeps_its_channels(
@@ -283,7 +295,9 @@ def test_the_turned_original_computes_what_it_did(net: Net | Bottlenecks) -> Non
     assert off(proto, made, x) < off(proto, thin.model, x)
 
 
-@pytest.mark.parametrize(("net", "more"), [(Net(), 1), (Net("rms"), 0), (Bottlenecks(3), 0)], ids=str)
+@pytest.mark.parametrize(
+    ("net", "more"), [(Net(), 1), (Net("rms"), 0), (Bottlenecks(3), 0)], ids=str
+)
 def test_the_curve_of_a_stream_counts_directions(net: Net | Bottlenecks, more: int) -> None:
     """Nothing is lost as long as there are enough channels for all of them."""
     state, _ = opened(net)
