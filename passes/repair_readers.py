@@ -23,8 +23,9 @@ class RepairReaders(Rewrite):
     weights, then for errors upstream, with a pull towards that; other layers, depthwise ones and
     norms get the mean and variance of their channels back. A reader that does not become better on
     held-out samples stays as it was sliced. The gates of an LSTM, GRU or RNN are solved for twice:
-    beside states of the original, then beside those that the repaired cell runs into. Streams of
-    which only layer norms see anything are turned first: what stays are directions. A small weight
+    beside states of the original, then beside those that the repaired cell runs into. Streams that
+    linear layers write to, and only they and norms see, are turned first: what stays are
+    directions. A small weight
     that several nodes read is copied for one of them where that may be (`copies`); larger ones are
     left alone.
     """

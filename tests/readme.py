@@ -32,15 +32,16 @@ def operators() -> str:
 
 def modules() -> str:
     """One line a module, by package, in the order of the layers."""
-    lines = ["| module | what lives there |", "|---|---|"]
+    lines, before = ["| module | what lives there |", "|---|---|"], ""
     for line in LAYERS:
         package, _, names = line.rpartition(":")
-        if package:
+        if package and package != before:
             folder = ROOT / ("passes" if package == "passes" else f"onnxprune/{package}")
             lines.append(f"| **{package}/** | {_said(folder / '__init__.py')} |")
         for name in names.split():
             path = ROOT / "onnxprune" / package / f"{name}.py"
             lines.append(f"| `{f'{package}/' if package else ''}{name}` | {_said(path)} |")
+        before = package
     return "\n".join(lines)
 
 

@@ -32,7 +32,8 @@ samples: images dataset columns data metrics standins
 manager
 verification: compare latency trials outputs sensitivity gates
 readers: stats window frontier view recurrent stream find folds
-damage: pooling sums ahead outputs bases obs norms streams follow directions curves activations
+damage: pooling sums ahead outputs bases obs norms streams trail follow directions
+damage: curves activations
 repair: copies solve turned rotated targets sweep choose
 passes:
 recipe

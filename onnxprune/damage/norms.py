@@ -14,7 +14,7 @@ from onnxprune.shape.kernels import axes_argument
 POWERS = {"Sqrt": 0.5, "Reciprocal": -1.0}
 # The small number that keeps a root from zero.
 FLOORS = frozenset(("Add", "Max"))
-PASSED = frozenset(("Cast", "Identity"))
+SAME = frozenset(("Cast", "Identity"))
 # Operators between a mean of squares and what divides by its root.
 MOST_STEPS = 8
 
@@ -24,7 +24,8 @@ def is_mean(model: Model, node: Node, axis: int, rank: int) -> bool:
     if node.op != "ReduceMean" or node.domain or not node.attr("keepdims", 1):
         return False
     named = node.input(1)
-    given = model.array(named) if named in model.initializers else None
+    is_known = named in model.initializers and named not in model.overridable
+    given = model.array(named) if is_known else None
     if named and given is None:
         return False
     return [a % rank for a in axes_argument(node, [None, given], 1)] == [axis]
@@ -34,7 +35,7 @@ def is_square(model: Model, node: Node) -> bool:
     """True for a value times itself."""
     if node.op == "Mul":
         return node.inputs[0] == node.inputs[1]
-    return node.op == "Pow" and number(model, node.inputs[1]) == 2
+    return node.op == "Pow" and _number(model, node.inputs[1]) == 2
 
 
 def mean_behind(model: Model, name: str) -> tuple[Node, float] | None:
@@ -58,11 +59,11 @@ def mean_behind(model: Model, name: str) -> tuple[Node, float] | None:
 
 def _step(model: Model, node: Node) -> tuple[str, float] | None:
     """What a value is made of, and which power of it."""
-    if node.op in PASSED:
+    if node.op in SAME:
         return node.inputs[0], 1.0
     if node.op in POWERS:
         return node.inputs[0], POWERS[node.op]
-    numbers = [number(model, name) for name in node.inputs]
+    numbers = [_number(model, name) for name in node.inputs]
     if node.op == "Pow" and numbers[1] is not None:
         return node.inputs[0], numbers[1]
     if node.op == "Div" and numbers[0] == 1:
@@ -72,9 +73,10 @@ def _step(model: Model, node: Node) -> tuple[str, float] | None:
     return None
 
 
-def number(model: Model, name: str) -> float | None:
+def _number(model: Model, name: str) -> float | None:
     """A stored number; None for anything else."""
-    if name not in model.initializers or int(np.prod(model.dims(name))) != 1:
+    is_known = name in model.initializers and name not in model.overridable
+    if not is_known or int(np.prod(model.dims(name))) != 1:
         return None
     return float(model.array(name).ravel()[0])
 

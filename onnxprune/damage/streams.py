@@ -10,7 +10,7 @@ here, so that nothing is added to the model, and the norms stay what they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -41,7 +41,7 @@ class Use:
     axis: int
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Sight:
     """A norm that sees a stream, or the readers that see it as it is."""
 
@@ -50,19 +50,19 @@ class Sight:
     """What is multiplied into what was normalised, shape (channels,)."""
     shift: FloatArray
     """What is added to that, shape (channels,)."""
-    scale_at: Slot | None = None
-    shift_at: Slot | None = None
-    reads: list[Use] = field(default_factory=list)
+    scale_at: Slot | None
+    shift_at: Slot | None
+    reads: tuple[Use, ...]
     """Weights that sum over what it gives."""
-    keys: list[str] = field(default_factory=list)
+    keys: tuple[str, ...]
     """Of their readers."""
 
     @property
     def fits(self) -> bool:
-        """True where what it normalised can be told from what it gives, and read."""
+        """True where what it normalised can be told from what it gives."""
         size = np.abs(self.scale)
         is_told = bool((size >= LEAST_SCALE * size.max()).all() and size.max() > 0)
-        return is_told and bool(self.keys) and (self.scale_at is not None or not self.shift.any())
+        return is_told and (self.scale_at is not None or self.shift_at is None)
 
     def plain(self, seen: Moments) -> Moments:
         """Moments of what it normalised, from those of what it gives."""

@@ -20,7 +20,9 @@ MOST_MOVES = 8
 LEAST_SCALE = 1e-3
 # Beside moves, these pass each channel as it is, up to a factor and a number added; those of two
 # operands do where the other one is stored.
-PASSED = MOVES | frozenset("Neg Dropout BatchNormalization AveragePool GlobalAveragePool".split())
+PASSED = MOVES | frozenset(
+    "Neg Dropout Split BatchNormalization AveragePool GlobalAveragePool ReduceMean".split()
+)
 SCALED = frozenset("Add Sub Mul Div".split())
 SUMS = frozenset("Add Sub Sum Mean".split())
 
@@ -81,8 +83,9 @@ def bends(model: Model, name: str, most: int = MOST_MOVES) -> bool:
 def _bends(model: Model, node: Node, name: str, most: int) -> bool:
     is_alone = all(n == name or n in model.initializers for n in node.inputs if n)
     is_scaled = node.op in SCALED and is_alone and node.inputs.count(name) == 1
-    if node.op in PASSED or is_scaled:
-        return most > 0 and bends(model, node.outputs[0], most - 1)
+    is_inverse = node.op == "Div" and node.inputs[0] != name
+    if not node.domain and (node.op in PASSED or (is_scaled and not is_inverse)):
+        return most > 0 and all(bends(model, out, most - 1) for out in node.outputs)
     rule = load_rules().find(node, model.opset)
     is_own = rule is not None and rule.family == "elementwise"
     return is_own and node.op not in SUMS

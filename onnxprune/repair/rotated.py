@@ -77,9 +77,11 @@ def rotated(
             _turn(original, one, whole)
     cut = {slot: _sliced(dims, alive, slot, array) for slot, array in whole.items()}
     for one in turned:
+        factors = dict[Slot, float]()
         for sight, scale in zip(one.stream.sights, one.scales, strict=True):
             at = [sight.scale_at] if sight.scale_at else [use.slot for use in sight.reads]
-            cut |= {slot: cut[slot] * scale for slot in at}
+            factors = dict.fromkeys(at, scale) | factors  # two sights may share a scale
+        cut |= {slot: cut[slot] * factor for slot, factor in factors.items()}
     return with_weights(original, whole), with_weights(thin, cut)
 
 

@@ -69,6 +69,9 @@ AFTER = {
     "HardSwish": True,
     "scaled Relu": True,
     "norm Relu": True,
+    "pooled Relu": True,
+    "halves": True,
+    "inverse Conv": True,
     "Add": False,
     "Softmax": False,
     "Conv": False,
@@ -84,6 +87,13 @@ def after(b: Builder, h: str, kind: str) -> str:
         h = b.node("Mul", h, b.weight(4, 1, 1))
     if kind.startswith("norm"):
         h = b.node("BatchNormalization", h, *(b.add(np.full(4, 0.7)) for _ in range(4)))
+    if kind.startswith("pooled"):
+        h = b.node("ReduceMean", h, b.ints(2, 3))
+    if kind.startswith("inverse"):
+        h = b.node("Div", b.add(1.0), h)
+    if kind == "halves":  # one gates the other
+        first = b.node("Split", h, axis=1, num_outputs=2, outputs=2)
+        return b.node("Mul", b.node("Sigmoid", first), f"{first}_1")
     if kind == "SiLU":
         return b.node("Mul", h, b.node("Sigmoid", h))
     if kind == "HardSwish":  # as exporters write it
@@ -106,5 +116,5 @@ def test_what_bends_takes_each_channel_for_itself(kind: str, wanted: bool) -> No
     b = Builder(0)
     first = b.node("Conv", "x", b.weight(4, 4, 1, 1))
     y = after(b, first, kind)
-    model = b.model({"x": ["n", 4, 5, 5]}, {y: ["n", 4, 5, 5]})
+    model = b.model({"x": ["n", 4, 5, 5]}, {y: ["n", None, None, None]})
     assert bends(Model(model), first) is wanted

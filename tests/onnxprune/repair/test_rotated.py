@@ -11,25 +11,21 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from onnxprune import prune
-from onnxprune.backend.runtime import session
 from onnxprune.cutting.cut import cut
 from onnxprune.damage.curves import Study
 from onnxprune.damage.directions import helmert
-from onnxprune.damage.follow import find_streams
-from onnxprune.damage.streams import Turnable
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.manager import State
 from onnxprune.model.graph import Model
 from onnxprune.model.storage import load
-from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
 from onnxprune.repair import copies as repair_copies
-from onnxprune.repair.copies import uncoupled
-from onnxprune.repair.rotated import frame, rotated
+from onnxprune.repair.rotated import frame
 from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
 from tests.builder import Builder
 from tests.calibrated import calibrated
+from tests.turning import off, streams, turned
 
 WIDTH, RANK, TOKENS, LETTERS = 16, 5, 6, 9
 HALF = TensorProto.FLOAT16
@@ -186,20 +182,6 @@ def stream(state: State) -> Dim:
     return next(d for d in state[Dims].free if d.size == WIDTH)
 
 
-def streams(state: State) -> dict[int, Turnable]:
-    model = uncoupled(state.model)
-    views = find_views(model, state.subject.shapes[0], state[Dims].ties)
-    return find_streams(model, state[Dims], views)
-
-
-def off(model: ModelProto | Model, other: Model, x: Any) -> float:
-    """The largest difference of outputs, relative to the largest output."""
-    protos = [m.proto if isinstance(m, Model) else m for m in (model, other)]
-    ours, theirs = (session(p).run({"x": x}, [p.graph.output[0].name])[0] for p in protos)
-    gap = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-    return float(gap.max() / np.abs(ours).max())
-
-
 def cut_to(state: State, left: int) -> Any:
     """What stays of the channels, drawn for the stream."""
     alive = np.ones(state[Dims].count, np.bool_)
@@ -285,14 +267,10 @@ def test_what_a_turn_would_change_keeps_its_channels(
 def test_the_turned_original_computes_what_it_did(net: Net | Bottlenecks) -> None:
     """And its cut form is the nearer one before anything is fitted."""
     state, proto = opened(net)
-    dims, subject, alive = state[Dims], state.subject, cut_to(state, 8)
-    thin = cut(subject.model, dims, subject.sizes, subject.shapes, ~alive, load_rules(), {})
-    views = find_views(state.model, subject.shapes[0], dims.ties)
-    parts = folds(*state.calibration, 640)
-    whole, made = rotated(state.model, thin.model, subject.shapes[0], dims, alive, views, parts, 0)
+    whole, made, thin = turned(state, cut_to(state, 8))
     x = net.data()[:20]
     assert off(proto, whole, x) < 1e-5
-    assert off(proto, made, x) < off(proto, thin.model, x)
+    assert off(proto, made, x) < off(proto, thin, x)
 
 
 @pytest.mark.parametrize(
