@@ -91,7 +91,7 @@ def losses(
                 Problem(
                     _times(made, directions),
                     np.repeat(np.arange(count), taps),
-                    [_along(directions, sight.plain(fold)) for fold in sums[key].folds],
+                    [_seen_along(directions, sight.plain(fold)) for fold in sums[key].folds],
                 )
             )
     gone = [np.arange(max(k - stream.spare, 0), count) for k in kept]
@@ -106,7 +106,7 @@ def _times(rows: FloatArray, directions: FloatArray) -> FloatArray:
     return found.reshape(len(rows), -1)
 
 
-def _along(directions: FloatArray, seen: Moments) -> Moments:
+def _seen_along(directions: FloatArray, seen: Moments) -> Moments:
     half = _times(seen.aa, directions)
     aa = _times(np.ascontiguousarray(half.T), directions)
     return Moments(seen.n, _times(seen.a[None], directions)[0], seen.t, aa, seen.at, seen.tt)

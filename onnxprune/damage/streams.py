@@ -17,9 +17,7 @@ import numpy as np
 
 from onnxprune.identity.ties import Slot
 from onnxprune.readers.stats import FloatArray, Moments
-
-# A norm that all but silences a channel tells little of it.
-LEAST_SCALE = 1e-3
+from onnxprune.readers.stream import LEAST_SCALE
 
 
 class Kind(Enum):
