@@ -25,9 +25,8 @@ class RepairReaders(Rewrite):
     held-out samples stays as it was sliced. The gates of an LSTM, GRU or RNN are solved for twice:
     beside states of the original, then beside those that the repaired cell runs into. Streams that
     linear layers write to, and only they and norms see, are turned first: what stays are
-    directions. A small weight
-    that several nodes read is copied for one of them where that may be (`copies`); larger ones are
-    left alone.
+    directions. A small weight that several nodes read is copied for one of them where that may be
+    (`copies`); larger ones are left alone.
     """
 
     name: ClassVar[str] = "repair-readers"

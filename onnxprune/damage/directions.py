@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.damage.obs import Problem, lost
+from onnxprune.damage.obs import Problem, damped, lost
 from onnxprune.damage.streams import Kind, Turnable
 from onnxprune.damage.sums import Sums
 from onnxprune.readers.stats import FloatArray, Moments, total
@@ -52,8 +52,7 @@ def directions(
     if stream.kind is not Kind.PLAIN:
         leading: FloatArray = basis @ np.linalg.eigh(spread)[1][:, ::-1]
         return leading
-    spread[np.diag_indices(len(spread))] += RIDGE * np.trace(spread) / len(spread)
-    root = np.linalg.cholesky(spread)
+    root = np.linalg.cholesky(damped(spread, RIDGE))
     _, best = np.linalg.eigh(root.T @ metric @ root)
     found: FloatArray = np.linalg.qr(np.linalg.solve(root.T, best[:, ::-1]))[0]
     return found

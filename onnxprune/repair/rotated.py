@@ -140,9 +140,9 @@ def _rotation(stream: Turnable, kept: BoolArray, sums: Mapping[str, Sums]) -> Ro
 
 def _scale(sight: Sight, best: FloatArray, left: int, sums: Mapping[str, Sums]) -> float:
     """What makes up for a norm that sees less, in fewer channels."""
-    if sight.kind is Kind.PLAIN:
-        return 1.0
     seen = folded(sight.plain(total(sums[sight.keys[0]].folds)).aa, len(sight.scale))
+    if sight.kind is Kind.PLAIN or not seen.any():
+        return 1.0
     stays = float(np.einsum("ck,cd,dk->", best, seen, best, optimize=True))
     return float(np.sqrt(stays / np.trace(seen) * len(seen) / left))
 

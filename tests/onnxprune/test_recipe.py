@@ -47,6 +47,7 @@ def test_with_data_widths_follow_measured_damage() -> None:
     assert kept(repair=False) == kept(repair=False, allocate="global")
     seeded = prune(net(), target={"macs": 0.4}, dry_run=True).json()
     assert "curves" in seeded["plans"]
+    assert kept() == kept(allocate=seeded["plan_taken"])
     assert kept(data=data) != kept(data=data, allocate="global")
 
 

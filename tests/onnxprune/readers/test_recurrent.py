@@ -139,7 +139,9 @@ def test_one_sample_sees_what_it_sees_among_others(op: str, more: dict[str, int]
         whole = by_step(view.outputs(values, np.arange(STEPS * SAMPLES)))
         for at in range(SAMPLES):
             one = sample(values, view.seen, at, SAMPLES, view.axes)
-            np.testing.assert_allclose(view.outputs(one, np.arange(STEPS)), whole[:, at])
+            alone = view.outputs(one, np.arange(STEPS))
+            # float32 products of other shapes round otherwise on some processors
+            np.testing.assert_allclose(alone, whole[:, at], rtol=1e-5, atol=1e-6)
 
 
 def test_a_cell_with_the_batch_first_is_the_same_cell() -> None:

@@ -285,6 +285,26 @@ def test_the_curve_of_a_stream_counts_directions(net: Net | Bottlenecks, more: i
     assert curve.damage[enough].max() < 1e-6 < 1e-3 < curve.damage[~enough].min()
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_stream_that_never_varies_turns_into_nothing_worse(norm: bool) -> None:
+    """Its readers join a sum that does vary, so there are figures for them: all are zero."""
+    b = Builder(0)
+    dead = b.node("Relu", b.node("Sub", "x", b.add(100.0)))
+    h = b.node("MatMul", dead, b.weight(LETTERS, WIDTH))
+    if norm:
+        h = b.node("RMSNormalization", h, b.add(np.ones(WIDTH)), axis=-1)
+    other = b.node("MatMul", "x", b.weight(LETTERS, 7))
+    y = b.node("Add", b.node("MatMul", h, b.weight(WIDTH, 7)), other)
+    shape: list[int | str] = ["n", TOKENS, LETTERS]
+    proto = b.model({"x": shape}, {y: ["n", TOKENS, 7]}, opset=23)
+    x = np.random.default_rng(1).standard_normal((120, TOKENS, LETTERS)).astype(np.float32)
+    state = calibrated(proto, x)
+    assert len(streams(state)) == 1
+    study = Study(state.model, state.subject.shapes[0], state[Dims], folds(*state.calibration, 640))
+    assert study.run()[stream(state).index].curve.damage.max() == 0
+    assert off(proto, remade(state, 5), x) < 1e-6
+
+
 def test_the_same_bytes_come_out_twice(tmp_path: Path) -> None:
     """Model, data and seed are all that counts."""
     net = Net()
