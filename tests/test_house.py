@@ -31,7 +31,7 @@ cleanup: linear knowledge deduce_moves deduce liveness cleaning branches duplica
 samples: images dataset columns data metrics standins
 manager
 verification: compare latency trials outputs sensitivity gates
-readers: stats window frontier view recurrent stream find folds
+readers: stats window frontier view narrow recurrent stream find folds
 damage: pooling sums ahead outputs bases obs norms streams trail follow directions
 damage: curves activations
 repair: copies solve turned rotated targets sweep choose

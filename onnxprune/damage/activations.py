@@ -11,13 +11,14 @@ import numpy as np
 
 from onnxprune.backend.threads import one_thread
 from onnxprune.damage.curves import MOST_BYTES
-from onnxprune.damage.sums import gather, memory
+from onnxprune.damage.sums import WIDEST, gather, memory
 from onnxprune.errors import UsageError
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.manager import Analysis, State
 from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, in_out
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
+from onnxprune.readers.narrow import narrowed, narrowings
 from onnxprune.readers.stats import IntArray, Moments, portions, total
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
@@ -76,9 +77,12 @@ def score(
     fit, decide = calibration(state, name)
     dims = state[Dims]
     views = find_views(state.model, state.subject.shapes[0], dims.ties)
+    parts = folds(fit, decide, samples)
+    less = narrowings(state.model, views, WIDEST, parts, state.seed, custom_ops)
+    views |= {key: narrowed(views[key], own) for key, own in less.items()}
     worth, seen = np.zeros(dims.count), np.zeros(dims.count, np.bool_)
     with one_thread():
-        for reading in _readings(state, [*views.values()], folds(fit, decide, samples), custom_ops):
+        for reading in _readings(state, [*views.values()], parts, custom_ops):
             for channels in _owned(dims, reading.view):
                 own = np.array([*channels], np.int64)
                 found = measure(reading, [*channels.values()])

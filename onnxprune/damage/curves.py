@@ -20,11 +20,12 @@ from onnxprune.damage.directions import losses as stream_losses
 from onnxprune.damage.follow import find_streams
 from onnxprune.damage.obs import RIDGES, Problem, eliminate, lost
 from onnxprune.damage.streams import Turnable
-from onnxprune.damage.sums import Sums, gather, memory
+from onnxprune.damage.sums import WIDEST, Sums, gather, memory
 from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model
 from onnxprune.planning.damage import Curve
 from onnxprune.readers.find import find_views
+from onnxprune.readers.narrow import narrowed, narrowings
 from onnxprune.readers.stats import FloatArray, IntArray
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
@@ -92,13 +93,14 @@ class Study:
             self._streams = find_streams(self.model, self.dims, self._views)
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
+        self._looks = self._narrowed()
         if self.is_ahead:
             reads = {index: self._with_later(keys) for index, keys in reads.items()}
         found: dict[int, T] = {}
         with one_thread():
             for group in self._groups(reads):
                 keys = dict.fromkeys(k for index in group for k in reads[index])
-                views = [self._views[k] for k in keys]
+                views = [self._looks[k] for k in keys]
                 sums = gather(
                     self.model, self.shapes, views, self.folds, self.seed, self.custom_ops
                 )
@@ -106,6 +108,13 @@ class Study:
                     study, {i: [k for k in reads[i] if k in sums] for i in group}, sums
                 )
         return found
+
+    def _narrowed(self) -> dict[str, View]:
+        """The readers, those that are too wide in fewer directions; a stream's turn as they are."""
+        turned = {key for stream in self._streams.values() for key in stream.keys}
+        own = {key: view for key, view in self._views.items() if key not in turned}
+        less = narrowings(self.model, own, WIDEST, self.folds, self.seed, self.custom_ops)
+        return self._views | {key: narrowed(own[key], found) for key, found in less.items()}
 
     def _side_by_side(
         self,
@@ -163,7 +172,7 @@ class Study:
         for index, own in reads.items():
             if not own:
                 continue
-            size = sum(memory(self._views[k], len(self.folds)) for k in keys | {*own})
+            size = sum(memory(self._looks[k], len(self.folds)) for k in keys | {*own})
             if group and size > MOST_BYTES:
                 yield group
                 group, keys = [], set()

@@ -26,6 +26,8 @@ SUMS = ("Sum", "Concat")
 MOVES = """Reshape Squeeze Unsqueeze Split Slice Flatten Gather Expand Tile AveragePool
     GlobalAveragePool""".split()
 MEANS = ("ReduceMean", "ReduceSum")
+# Inputs of a reader of a stream, at most: all are looked at with each other.
+WIDEST = 4608
 
 
 def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[int, Turnable]:
@@ -38,7 +40,7 @@ def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[in
     for dim in dims.free:
         if _may_be(dims, dim) and dim.index in touching:
             made = _followed(Trail(model, dims, views, dim), dim, touching[dim.index])
-            if made is not None:
+            if made is not None and all(len(views[k].columns) <= WIDEST for k in made.keys):
                 found[dim.index] = made
     return found
 

@@ -37,7 +37,7 @@ def unpooled(model: Model, shapes: Shapes, view: View) -> Unpooled | None:
     """What a reader's input is the mean of; None where it is none."""
     if not isinstance(view, LinearView) or view.linear.groups > 1:
         return None
-    name, channels = view.node.inputs[0], len(view.columns)
+    name, channels = view.node.inputs[0], view.size
     while (node := model.producer.get(name)) is not None and not node.domain:
         if _is_global(model, shapes, node, channels):
             found = node.inputs[0]

@@ -26,6 +26,8 @@ from onnxprune.shape.shapes import Shapes
 
 # Wider readers have two folds only, to fit on and to decide on.
 WIDE = 2048
+# Readers of more inputs are seen in fewer directions, where they have several taps a channel.
+WIDEST = 2304
 # Outputs that hardly vary count as if they varied by this share of the mean variance.
 LEAST_VARIANCE = 0.01
 
@@ -94,7 +96,7 @@ class _Asked:
         if self.pool:
             return self.pool.rows(values, seed, number)
         at = positions(self.view.count(values), seed, number, most)
-        return self.view.inputs(values, at, values)
+        return self.view.narrow(self.view.inputs(values, at, values))
 
 
 def gather(

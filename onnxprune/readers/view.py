@@ -87,8 +87,13 @@ class View:
         return f"{self.node.key} {self.label}".rstrip()
 
     @property
+    def size(self) -> int:
+        """How many inputs the node has; `columns` may be fewer directions of them."""
+        return len(self.columns)
+
+    @property
     def weights(self) -> FloatArray:
-        """Shape (outputs, inputs)."""
+        """Shape (outputs, columns)."""
         raise NotImplementedError
 
     @property
@@ -142,6 +147,14 @@ class View:
         Returns: shape (positions, inputs).
         """
         raise NotImplementedError
+
+    def narrow(self, rows: Array) -> Array:
+        """What `weights` are multiplied by, shape (positions, columns), of such inputs."""
+        return rows
+
+    def beside(self, rows: Array) -> Array | float:
+        """What inputs give that `weights` do not tell of, shape (positions, outputs)."""
+        return 0.0
 
     def outputs(self, values: Values, at: IntArray) -> Array:
         """What the sum gives. Returns: shape (positions, outputs)."""

@@ -128,7 +128,7 @@ def output_errors(
         for batch, ours, theirs in zip(parts, *walks, strict=True):
             for one in found:
                 one.add(ours[one.name], theirs[one.name], len(batch.samples))
-        if errors := [one.errors for one in found if one.scale > 0]:
+        if errors := [one.errors for one in found if one.scale() > 0]:
             made: FloatArray = np.mean(errors, axis=0)
             return made
     return np.zeros(data.n)
@@ -140,9 +140,9 @@ class Distance:
     def __init__(self, name: str) -> None:
         self.name = name
         self.kind: Kind | None = None
-        self.scale = 0.0
-        """What errors are relative to, summed over samples; 0 where nothing was compared."""
         self._errors: list[FloatArray] = []
+        self._rows = 0
+        self._spreads: dict[int, Spread] = {}
 
     def add(self, ours: Array, theirs: Array, samples: int) -> None:
         """A batch of the original and of the other."""
@@ -151,19 +151,52 @@ class Distance:
         self.kind = self.kind or kind_of(ours, self.name)
         if self.kind in DISTRIBUTIONS:
             found = divergences(self.kind, ours, theirs)
-            self.scale += len(found)
         else:
             a, b = ours.astype(np.float64), theirs.astype(np.float64)
-            spread = a - a.mean(axis=tuple(range(a.ndim - 1)), keepdims=True)
-            self.scale += float((spread**2).sum())
+            columns = a.shape[-1] if a.ndim > 1 else 1
+            self._spreads.setdefault(columns, Spread()).add(a.reshape(-1, columns))
             found = ((b - a) ** 2).reshape(len(a) if a.ndim else 1, -1).sum(axis=1)
+        self._rows += len(found)
         self._errors.append(_shared(found, samples))
+
+    def scale(self) -> float:
+        """What errors are relative to, summed over samples; 0 where nothing can be compared."""
+        if self.kind in DISTRIBUTIONS:
+            return float(self._rows)
+        return sum(spread.total() for spread in self._spreads.values())
 
     @property
     def errors(self) -> FloatArray:
         """Of each sample, shape (samples,)."""
         found = np.concatenate(self._errors)
-        return found * (len(found) / self.scale)
+        return found * (len(found) / self.scale())
+
+
+class Spread:
+    """Squared distances of rows from their mean over all batches, batch by batch."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._pivot: FloatArray | float = 0.0
+        self._sum: FloatArray | float = 0.0
+        self._squares: FloatArray | float = 0.0
+
+    def add(self, rows: FloatArray) -> None:
+        """
+        Args:
+            rows: shape (n, columns), of as many columns each time.
+        """
+        if not self._count:  # sums of what is large and nearly constant would cancel
+            self._pivot = rows.mean(axis=0)
+        off = rows - self._pivot
+        self._count += len(rows)
+        self._sum = self._sum + off.sum(axis=0)
+        self._squares = self._squares + (off**2).sum(axis=0)
+
+    def total(self) -> float:
+        """Summed over rows and columns."""
+        found = self._squares - self._sum**2 / max(self._count, 1)
+        return float(np.maximum(found, 0.0).sum())
 
 
 def _shared(rows: FloatArray, samples: int) -> FloatArray:

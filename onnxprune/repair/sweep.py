@@ -19,6 +19,7 @@ from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
+from onnxprune.readers.narrow import narrowings
 from onnxprune.readers.stats import (
     POSITIONS,
     Array,
@@ -32,7 +33,7 @@ from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
 from onnxprune.repair.rotated import rotated
 from onnxprune.repair.solve import Affine, Repair, refit, repair
-from onnxprune.repair.targets import Scalable, Solvable, Target, targets
+from onnxprune.repair.targets import WIDEST, Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
 from onnxprune.samples.dataset import Dataset
 
@@ -72,7 +73,8 @@ def repaired(
         model, views = whole, find_views(whole, known, dims.ties)
     cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
-    waves = targets(model, thin, made.first, dims, alive[dims.of], known, turns)
+    less = narrowings(model, views, WIDEST, folds, seed, custom_ops)
+    waves = targets(model, thin, made.first, dims, alive[dims.of], known, turns, less)
     sweep = Sweep(model, thin, folds, seed, custom_ops)
     return together(sweep.run(waves), made.model, thin), sweep.done
 

@@ -13,6 +13,7 @@ from onnxprune.cutting.compact import Take, takes
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.model.graph import Model, Node, bodies, free_names
 from onnxprune.readers.find import find_cut_views, find_views
+from onnxprune.readers.narrow import Narrowing, narrowed
 from onnxprune.readers.stats import Array, FloatArray, IntArray
 from onnxprune.readers.stream import Stream, stream
 from onnxprune.readers.view import Changes, View, channel_rows
@@ -151,22 +152,31 @@ class Solvable(Target):
     ) -> tuple[Array, Array]:
         if self.lead is not None:
             after = {**after, **self.origin.led(before, self.lead)}
-        seen = self.view.inputs(after, at, before)
+        return self._parted(self.view.inputs(after, at, before), self._wanted(before, after, at))
+
+    def _wanted(
+        self, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
+    ) -> Array:
+        """What it should give."""
         if self.stream is None:
             given = self.origin.outputs(before, at)
-            return seen, self.turned.wanted(given) if self.turned else given[:, self.kept]
+            return self.turned.wanted(given) if self.turned else given[:, self.kept]
         total = channel_rows(before[self.stream.total], self.stream.axis, at)[:, self.kept]
         other = channel_rows(after[self.stream.other], self.stream.axis, at)
-        return seen, self.stream.share(total, other)
+        return self.stream.share(total, other)
+
+    def _parted(self, inputs: Array, wanted: Array) -> tuple[Array, Array]:
+        """What is solved for, and what it is to give beside what else the inputs give."""
+        return self.view.narrow(inputs), wanted - self.view.beside(inputs)
 
     @property
     def is_apart(self) -> bool:
-        fits = int(self.stays.sum()) == len(self.view.columns)
+        fits = int(self.stays.sum()) == self.view.size
         return fits and not self.stays.all() and self.turned is None and not self.view.own
 
     def rows_apart(self, before: Mapping[str, Array], at: IntArray) -> tuple[Array, Array]:
-        seen = self.origin.inputs(before, at, before)
-        return seen[:, self.stays], self.origin.outputs(before, at)[:, self.kept]
+        inputs = self.origin.inputs(before, at, before)[:, self.stays]
+        return self._parted(inputs, self.origin.outputs(before, at)[:, self.kept])
 
     @property
     def is_moved(self) -> bool:
@@ -262,6 +272,7 @@ def targets(
     alive: BoolArray,
     known: Shapes,
     turns: Mapping[str, Turned],
+    less: Mapping[str, Narrowing],
 ) -> list[list[Target]]:
     """What to repair, wave by wave: targets of a wave do not depend on each other.
 
@@ -269,8 +280,9 @@ def targets(
         alive: shape (identities,).
         shapes, known: of the cut model and of the original.
         turns: readers around heads that keep directions, by key.
+        less: of the original's readers that are too wide, by key.
     """
-    finder = _Finder(original, cut, shapes, dims, alive, known, turns)
+    finder = _Finder(original, cut, shapes, dims, alive, known, turns, less)
     depth = dict.fromkeys((*cut.input_names, *cut.initializers), 0)
     waves: dict[int, list[Target]] = {}
     for node in cut.nodes:
@@ -291,9 +303,9 @@ class _Finder:
 
     def __init__(
         self, original: Model, cut: Model, shapes: Shapes, dims: Dims, alive: BoolArray,
-        known: Shapes, turns: Mapping[str, Turned],
+        known: Shapes, turns: Mapping[str, Turned], less: Mapping[str, Narrowing],
     ) -> None:  # fmt: skip
-        self._turns = turns
+        self._turns, self._less = turns, less
         self._original, self._cut, self._shapes, self._known = original, cut, shapes, known
         self._dims, self._alive = dims, alive
         self._views: dict[str, list[View]] = {}
@@ -325,13 +337,24 @@ class _Finder:
         return [[*led], [*found]] if any(one.view.own for one in found) else [[*found]]
 
     def _is_solvable(self, views: list[View]) -> bool:
-        return all(v.key in self._origins and len(v.columns) <= WIDEST for v in views)
+        return all(
+            v.key in self._origins and len(self._narrowed(v).columns) <= WIDEST for v in views
+        )
+
+    def _narrowed(self, view: View) -> View:
+        """The reader in fewer directions, if it is one to see so."""
+        stays = self._stays(self._origins[view.key].columns)
+        if view.key not in self._less or view.key in self._turns or stays.sum() != view.size:
+            return view
+        return narrowed(view, self._less[view.key].kept(stays))
+
+    def _stays(self, ids: IntArray) -> BoolArray:
+        found: BoolArray = np.where(ids >= 0, self._alive[ids], True)
+        return found
 
     def _solvable(self, view: View, depth: Mapping[str, int]) -> Solvable:
-        origin = self._origins[view.key]
-        kept, stays = (
-            np.where(ids >= 0, self._alive[ids], True) for ids in (origin.rows, origin.columns)
-        )
+        origin, view = self._origins[view.key], self._narrowed(view)
+        kept, stays = self._stays(origin.rows), self._stays(origin.columns)
         found = stream(self._cut, self._shapes, view)
         if found is not None and not (
             found.total in self._original.producer and found.other in depth

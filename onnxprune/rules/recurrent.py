@@ -116,17 +116,34 @@ def _ids(seen: Field | None) -> IntArray:
 
 
 def _is_zero(flow: Flow, name: str) -> bool:
-    """True for a tensor of zeros, whatever its shape."""
+    """True for a tensor of zeros, whatever its shape and whatever carries it."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        name = todo.pop()
+        behind = [] if name in seen else _behind_zeros(flow, name)
+        if behind is None:
+            return False
+        seen.add(name)
+        todo += behind
+    return True
+
+
+def _behind_zeros(flow: Flow, name: str) -> list[str] | None:
+    """What a tensor of zeros is made of; None where it is not one whatever these are."""
     model = flow.model
     if name in model.initializers:
-        return name not in model.overridable and not np.any(model.array(name))
+        is_known = name not in model.overridable and not np.any(model.array(name))
+        return [] if is_known else None
     node = model.producer.get(name)
     if node is None or node.domain:
-        return False
+        return None
     if node.op == "ConstantOfShape":
         fill = node.attr("value")
-        return fill is None or not np.any(fill)
-    return node.op in CARRIERS and _is_zero(flow, node.inputs[0])
+        return [] if fill is None or not np.any(fill) else None
+    if node.op == "Concat":
+        return list(node.inputs)
+    return [node.inputs[0]] if node.op in CARRIERS else None
 
 
 @rules.macs("LSTM", "GRU", "RNN")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import ModelProto
+from onnx.numpy_helper import to_array
 
 from onnxprune import prune
 from onnxprune.identity.dims import Dims
@@ -52,6 +54,29 @@ def test_outputs_that_are_no_distribution_are_compared_by_their_squares() -> Non
         one.graph.node[-1].output[0] = one.graph.output[0].name = "embedding"
     whole = dataset(model, data())
     assert output_errors(Model(model), Model(other), whole).mean() >= 1
+
+
+@pytest.mark.parametrize("shape", [[1, 1], [1], [1, 3]], ids=str)
+def test_a_batch_of_one_varies_from_sample_to_sample(shape: list[int]) -> None:
+    """What errors are relative to is the spread over all batches, also where each holds one."""
+
+    def made(batch: int | str, seed: int) -> ModelProto:
+        b = Builder(seed)
+        y = b.node("Gemm", "x", b.weight(6, shape[-1]), b.add(np.full(shape[-1], 1000.0)))
+        out = [batch, *shape[1:]]
+        y = y if len(shape) > 1 else b.node("Reshape", y, b.ints(-1))
+        model = b.model({"x": [batch, 6]}, {y: out})
+        model.graph.node[-1].output[0] = model.graph.output[0].name = "embedding"
+        return model
+
+    one, many = (
+        output_errors(Model(made(n, 0)), Model(made(n, 1)), dataset(made(n, 0), data()))
+        for n in (1, "n")
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-3)
+    ours, theirs = (data() @ to_array(made("n", seed).graph.initializer[0]) for seed in (0, 1))
+    wanted = ((theirs - ours) ** 2).sum() / ((ours - ours.mean(axis=0)) ** 2).sum()
+    assert many.mean() == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(

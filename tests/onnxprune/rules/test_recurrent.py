@@ -32,7 +32,8 @@ def cells(
 
     Args:
         extra: "peepholes" or "lengths".
-        states: "" for none, else how initial states come: "zeros", "learned", "input".
+        states: "" for none, else how initial states come: "zeros" of all cells at once, "joined"
+            from those of one direction, "learned", "input".
         last: the second cell hands on its last state, not the sequence.
     """
     b = Builder(seed)
@@ -68,6 +69,9 @@ def _state(b: Builder, kind: str, name: str, number: int, directions: int, zeros
     if kind == "zeros":
         bounds = b.ints(number * directions), b.ints((number + 1) * directions), b.ints(0)
         return b.node("Slice", zeros, *bounds)
+    if kind == "joined":
+        one = b.node("Expand", b.add(np.zeros(1)), b.ints(1, 2, HIDDEN))
+        return b.node("Concat", *[one] * directions, axis=0)
     return name if kind == "input" else ""
 
 
@@ -79,6 +83,7 @@ CASES = [
         {},
         {"direction": "reverse"} if d == 1 else {"last": True},
         {"states": "zeros"},
+        {"states": "joined"},
         {"states": "learned"},
         {"extra": ("lengths",), "last": True},
     )
