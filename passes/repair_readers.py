@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxprune.cutting.cut import Cut
 from onnxprune.errors import PruneError
-from onnxprune.identity.dims import Dims
+from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Rewrite, Rewritten, State
+from onnxprune.model.graph import Model
 from onnxprune.planning.plan import Plan
 from onnxprune.readers.folds import folds
 from onnxprune.repair.sweep import Repaired, repaired
@@ -57,5 +59,26 @@ class RepairReaders(Rewrite):
         except PruneError as error:
             state.warnings.append(f"`repair-readers` left out: {error.what}")
             return Rewritten(state.model, (Repaired({}),))
+        left = _left(before.model, dims, plan.alive, done)
+        if left:
+            names = ", ".join(f"{count} {op}" for op, count in sorted(left.items()))
+            state.warnings.append(f"layers that lost inputs and could not be refit: {names}")
         kinds = Counter(one.kind for one in done.values())
         return Rewritten(made, (Repaired(dict(sorted(kinds.items()))),))
+
+
+def _left(model: Model, dims: Dims, alive: BoolArray, done: Collection[str]) -> Counter[str]:
+    """Operators that sum over channels that went with stored weights, and were not looked at.
+
+    Args:
+        alive: shape (channels,).
+        done: keys of readers: of a node, or with a label behind it.
+    """
+    stored = {key for (key, _), source in dims.ties.sources.items() if source.initializer}
+    cut = {one.key for one in dims.ties.readers if not alive[dims.of[one.field.ids]].all()}
+    return Counter(
+        node.op
+        for node in model.nodes
+        if node.key in stored & cut
+        and not any(key == node.key or key.startswith(f"{node.key} ") for key in done)
+    )

@@ -72,6 +72,11 @@ class Moments:
         found: FloatArray = np.maximum(self.tt / self.n - self.mean_t**2, 0.0)
         return found
 
+    def every(self, step: int) -> Moments:
+        """Those of every so many outputs alone."""
+        t, at, tt = self.t[::step], self.at[:, ::step], self.tt[::step]
+        return Moments(self.n, self.a, t, self.aa, at, tt)
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.n + other.n,

@@ -20,6 +20,8 @@ SCALES = (0.6, 2.0)
 LEAST_VARIANCE = 1e-6
 # Folds that are held out in turn to choose the pull, by the number of inputs: wide readers cost.
 TURNS = ((256, 4), (1024, 2))
+# Outputs that tell the pull; of more, every second or third one is looked at.
+OUTPUTS = 1024
 # Relative error of a reader that was not touched: rounding.
 EXACT = 1e-9
 
@@ -171,7 +173,10 @@ def best_pull(folds: Sequence[Moments], start: Affine) -> float | None:
 
     Every fold is held out in turn; where that would take long, the last ones or one only.
     """
-    inputs = len(folds[-1].a)
+    inputs, each = len(folds[-1].a), max(len(start.bias) // OUTPUTS, 1)
+    if each > 1:
+        folds = [fold.every(each) for fold in folds]
+        start = Affine(start.weights[::each], start.bias[::each])
     turns = next((n for width, n in TURNS if inputs <= width), 1)
     errors = dict.fromkeys(RIDGES, 0.0)
     for held in range(len(folds))[-turns:]:

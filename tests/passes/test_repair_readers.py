@@ -138,6 +138,24 @@ def test_every_kind_of_layer_comes_closer(tmp_path: Path) -> None:
     assert off[True] < off[False] / 2
 
 
+def test_layers_of_integers_are_named(tmp_path: Path) -> None:
+    """They are cut, but their weights stay as they were sliced: the user is told which."""
+    b = Builder(0)
+    h = b.node("Relu", b.node("MatMul", "x", b.weight(8, 16)))
+    parts = b.node("DynamicQuantizeLinear", h, outputs=3)
+    integers = b.add(b.rng.integers(-99, 99, (16, 4)), np.int8)
+    made = b.node("MatMulInteger", parts, integers, f"{parts}_2")
+    y = b.node("Mul", b.node("Cast", made, to=1), f"{parts}_1")
+    model = b.model({"x": ["n", 8]}, {y: ["n", 4]}, opset=17)
+    data = {"x": b.rng.standard_normal((100, 8)).astype(np.float32)}
+    found = onnxprune.prune(model, data=data, target={"macs": 0.6}, approximate=True, **OFF)
+    [told] = [text for text in found.json()["warnings"] if "refit" in text]
+    assert told.endswith(": 1 MatMulInteger")
+    whole, other = narrow()
+    sound = onnxprune.prune(whole, data=other, target={"macs": 0.6}, **OFF)
+    assert not [text for text in sound.json()["warnings"] if "refit" in text]
+
+
 def test_few_samples_repair_nothing(tmp_path: Path) -> None:
     """They are for the figures then, and the user is told."""
     model, data = narrow()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.readers.stats import Moments, moments
-from onnxprune.repair.solve import SCALES, Affine, best_pull, refit, repair, restored
+from onnxprune.repair import solve
+from onnxprune.repair.solve import RIDGES, SCALES, Affine, best_pull, refit, repair, restored
 
 
 def drawn(seed: int, rows: int, noise: float) -> tuple[Moments, Moments, Affine]:
@@ -108,3 +109,16 @@ def test_what_went_is_made_up_for_though_noise_upstream_asks_for_a_strong_pull()
     from_sliced = repair(noisy, sliced, may_solve=True, joins=True)
     assert found.kind == "solved"
     assert found.line.error(apart[0]) < 0.5 * from_sliced.line.error(apart[0])
+
+
+def test_some_of_many_outputs_tell_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second one, where there are twice as many as are looked at."""
+    rng = np.random.default_rng(4)
+    a = rng.standard_normal((4, 30, 12))
+    truth = rng.standard_normal((8, 12))
+    noise = rng.standard_normal((4, 30, 8)) * np.where(np.arange(8) % 2, 30.0, 0.1)
+    whole = [moments(x, x @ truth.T + e, is_full=True) for x, e in zip(a, noise, strict=True)]
+    start = Affine(truth + 1.0, np.zeros(8))
+    assert best_pull(whole, start) > RIDGES[0], "the noisy ones ask for a strong pull"
+    monkeypatch.setattr(solve, "OUTPUTS", 4)
+    assert best_pull(whole, start) == RIDGES[0]
