@@ -1,6 +1,6 @@
 """The models that the repository ships, pruned and repaired on their calibration data.
 
-    python tests/bench/shipped.py [--targets 0.7,0.5] [--latency-seconds 10]
+    python tests/bench/shipped.py [--targets 0.7,0.5] [--latency-seconds 10] [--multiple N]
 
 Calibration data has no labels. Metrics come from each model's eval.npz, which no decision reads;
 latency is measured in pairs on one thread at batch 1. Prints Markdown.
@@ -21,7 +21,7 @@ from onnxprune.errors import PruneError
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
-def row(folder: Path, target: float, seconds: float) -> str:
+def row(folder: Path, target: float, seconds: float, multiple: int | None) -> str:
     """One line of the table."""
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     try:
@@ -34,6 +34,7 @@ def row(folder: Path, target: float, seconds: float) -> str:
             output=card["output"],
             threads=1,
             latency_s=seconds,
+            multiple=multiple,
         )
     except PruneError as error:
         return f"| {folder.name} | {target:g} | refused: {error.what} | | | |"
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", default="0.7,0.5")
     parser.add_argument("--latency-seconds", type=float, default=10.0)
+    parser.add_argument("--multiple", type=int)
     given = parser.parse_args()
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("onnx", "onnxruntime", "numpy"))
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions}\n")
@@ -70,7 +72,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for folder in sorted(path.parent for path in MODELS.glob("*/card.json")):
         for target in given.targets.split(","):
-            print(row(folder, float(target), given.latency_seconds), flush=True)
+            print(row(folder, float(target), given.latency_seconds, given.multiple), flush=True)
 
 
 if __name__ == "__main__":
