@@ -168,6 +168,11 @@ def _solved(start: Affine, pull: float, seen: Moments, *, is_scaled: bool) -> Af
     return restored(seen, line) if is_scaled else line
 
 
+def turns(inputs: int) -> int:
+    """How many folds are held out in turn, the last ones; the others need not be told apart."""
+    return next((n for width, n in TURNS if inputs <= width), 1)
+
+
 def best_pull(folds: Sequence[Moments], start: Affine) -> float | None:
     """The ridge with the least held-out error; None where nothing can be solved.
 
@@ -177,9 +182,8 @@ def best_pull(folds: Sequence[Moments], start: Affine) -> float | None:
     if each > 1:
         folds = [fold.every(each) for fold in folds]
         start = Affine(start.weights[::each], start.bias[::each])
-    turns = next((n for width, n in TURNS if inputs <= width), 1)
     errors = dict.fromkeys(RIDGES, 0.0)
-    for held in range(len(folds))[-turns:]:
+    for held in range(len(folds))[-turns(inputs) :]:
         fit = total([fold for at, fold in enumerate(folds) if at != held])
         for pull in RIDGES:
             try:

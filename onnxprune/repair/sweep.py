@@ -32,7 +32,7 @@ from onnxprune.readers.stats import (
 from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
 from onnxprune.repair.rotated import rotated
-from onnxprune.repair.solve import Affine, Repair, refit, repair
+from onnxprune.repair.solve import Affine, Repair, refit, repair, turns
 from onnxprune.repair.targets import WIDEST, Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
 from onnxprune.samples.dataset import Dataset
@@ -103,20 +103,23 @@ class Seen:
 
 
 class Gathered:
-    """Sums of a target while samples are looked at."""
+    """Sums of a target while samples are looked at, of folds that nobody holds out together."""
 
     def __init__(self, target: Target, folds: int) -> None:
         self._target = target
-        self._folds = [Gatherer(target.is_full) for _ in range(folds)]
-        self._apart = [Gatherer(True) for _ in range(folds if target.is_apart else 0)]
+        count = min(turns(_width(target)) + 1, folds)
+        self._joined = folds - count
+        self._folds = [Gatherer(target.is_full) for _ in range(count)]
+        self._apart = [Gatherer(True) for _ in range(count if target.is_apart else 0)]
 
     def add(
         self, fold: int, before: Mapping[str, Array], after: Mapping[str, Array], at: IntArray
     ) -> None:
         """Some positions of one sample."""
-        self._folds[fold].add(*self._target.rows(before, after, at))
+        own = max(fold - self._joined, 0)
+        self._folds[own].add(*self._target.rows(before, after, at))
         if self._apart:
-            self._apart[fold].add(*self._target.rows_apart(before, at))
+            self._apart[own].add(*self._target.rows_apart(before, at))
 
     def finish(self) -> Seen:
         """Moments of all samples."""
@@ -204,7 +207,13 @@ def _scaled(axis: int, line: Affine, array: Array) -> Array:
     return (array * scale + shift).astype(array.dtype)
 
 
+def _width(target: Target) -> int:
+    """Inputs that are looked at with each other."""
+    return len(target.view.columns) if isinstance(target, Solvable) else 0
+
+
 def _bytes(target: Target) -> int:
     """Of the sums of a target, while they are gathered and solved for."""
-    width = len(target.view.columns) if isinstance(target, Solvable) else 0
-    return (12 if target.is_apart else 6) * 8 * width**2
+    width = _width(target)
+    sums = (turns(width) + 1) * (2 if target.is_apart else 1)
+    return (sums + 2) * 8 * width**2
