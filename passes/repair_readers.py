@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from onnxprune.cutting.cut import Cut
 from onnxprune.errors import PruneError
 from onnxprune.identity.dims import BoolArray, Dims
@@ -74,11 +76,22 @@ def _left(model: Model, dims: Dims, alive: BoolArray, done: Collection[str]) -> 
         alive: shape (channels,).
         done: keys of readers: of a node, or with a label behind it.
     """
-    stored = {key for (key, _), source in dims.ties.sources.items() if source.initializer}
-    cut = {one.key for one in dims.ties.readers if not alive[dims.of[one.field.ids]].all()}
+    gone = np.zeros(dims.count, np.bool_)
+    lost = dict[str, BoolArray]()
+    for one in dims.ties.readers:
+        own = dims.of[one.field.ids]
+        if not one.beside and not alive[own].all():
+            lost.setdefault(one.key, gone.copy())[own[~alive[own]]] = True
+    stored = {
+        key
+        for (key, _), source in dims.ties.sources.items()
+        if source.initializer and key in lost
+        for one in source.fields
+        if one.ids.ndim > 1 and lost[key][dims.of[one.ids]].any()  # no bias of what is summed
+    }
     return Counter(
         node.op
         for node in model.nodes
-        if node.key in stored & cut
+        if node.key in stored
         and not any(key == node.key or key.startswith(f"{node.key} ") for key in done)
     )

@@ -37,6 +37,9 @@ FEW_CUTS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)
 # Readers of more inputs are measured at fewer widths and ridges.
 WIDE = 768
 MOST_BYTES = 2**30
+# Dims with readers of more inputs, or directions of them, are not measured: a matrix of their
+# products takes half a gigabyte.
+MOST_INPUTS = 8192
 
 T = TypeVar("T")
 
@@ -94,6 +97,7 @@ class Study:
             for index, bases in self._bases.items():
                 reads[index] = sorted({*reads[index]}.union(*(b.keys for b in bases)))
         self._looks = self._narrowed()
+        reads = {index: keys for index, keys in reads.items() if self._may_be_held(keys)}
         if self.is_ahead:
             reads = {index: self._with_later(keys) for index, keys in reads.items()}
         found: dict[int, T] = {}
@@ -108,6 +112,10 @@ class Study:
                     study, {i: [k for k in reads[i] if k in sums] for i in group}, sums
                 )
         return found
+
+    def _may_be_held(self, keys: Sequence[str]) -> bool:
+        """True where products of all inputs of each reader fit into memory."""
+        return all(len(self._looks[key].columns) <= MOST_INPUTS for key in keys)
 
     def _narrowed(self) -> dict[str, View]:
         """The readers, those that are too wide in fewer directions; a stream's turn as they are."""
@@ -145,7 +153,9 @@ class Study:
             self._behind[key] = [
                 other
                 for other, by in self._views.items()
-                if place[by.node.key] > place[view.node.key] and reads_ahead(self.dims, view, by)
+                if place[by.node.key] > place[view.node.key]
+                and reads_ahead(self.dims, view, by)
+                and self._may_be_held([other])
             ]
         return self._behind[key]
 

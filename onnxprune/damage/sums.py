@@ -42,7 +42,8 @@ class Sums:
     units: FloatArray
     """What the squared error of each output counts relative to, shape (outputs,).
 
-    The variance of the stream that the reader joins, else of what it gives, summed over channels.
+    The variance of the stream that the reader joins, else of what it gives, summed over channels;
+    where it is seen in fewer directions, their part of that.
     Of what passes an activation each output's own, times their number: there a channel that varies
     little is worth as much as one that varies much (a mobile net's first narrow stream, cut to a
     damage of 0.05: the outputs' divergence was 0.75, by this measure 0.13)."""
@@ -65,6 +66,8 @@ class _Asked:
     gatherers: list[Gatherer]
     """One a fold, or one for the folds to fit on and one for the last."""
     joined: Gatherer
+    given: Gatherer
+    """What a reader gives that joins a stream and is seen in fewer directions."""
     folds: int
     is_bent: bool
     """Each channel of what it gives passes an activation. Gates of cells do not count: by their
@@ -91,10 +94,19 @@ class _Asked:
             at = positions(value.size // value.shape[self.axis], seed, number, most)
             rows = channel_rows(value, self.axis, at)
             self.joined.add(rows, rows)
+        if self.is_partly:
+            at = positions(self.view.count(values), seed, number, most)
+            rows = self.view.outputs(values, at)
+            self.given.add(rows, rows)
+
+    @property
+    def is_partly(self) -> bool:
+        """True where what is seen is to be compared with what the whole reader gives."""
+        return bool(self.total) and self.view.size > len(self.view.columns) and self.pool is None
 
     def _seen(self, values: Mapping[str, Array], seed: int, number: int, most: int) -> Array:
         if self.pool:
-            return self.pool.rows(values, seed, number)
+            return self.view.narrow(self.pool.rows(values, seed, number))
         at = positions(self.view.count(values), seed, number, most)
         return self.view.narrow(self.view.inputs(values, at, values))
 
@@ -137,6 +149,7 @@ def _asked(model: Model, shapes: Shapes, view: View, folds: int) -> _Asked:
         axis,
         [Gatherer(True) for _ in range(count)],
         Gatherer(False),
+        Gatherer(False),
         folds,
         not name and isinstance(view, LinearView) and bends(model, view.node.outputs[0]),
     )
@@ -147,10 +160,12 @@ def _finish(one: _Asked) -> Sums | None:
     if not all(fold.is_finite for fold in folds):
         return None
     weights = one.view.weights
+    own = np.einsum("ok,ok->o", weights @ total(folds).covariance, weights)
     if one.total:
         units = np.full(len(weights), one.joined.finish().variance_t.sum())
+        if one.is_partly and (whole := one.given.finish().variance_t.sum()) > 0:
+            units *= min(own.sum() / whole, 1.0)
     else:
-        own = np.einsum("ok,ok->o", weights @ total(folds).covariance, weights)
         units = np.full(len(weights), own.sum())
         if one.is_bent:
             units = np.maximum(own, LEAST_VARIANCE * own.mean()) * len(own)

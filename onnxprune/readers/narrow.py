@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from onnxprune.backend.threads import one_thread
 from onnxprune.identity.dims import BoolArray
 from onnxprune.model.graph import Model
 from onnxprune.readers.frontier import Walk, batches, sample
@@ -23,6 +24,8 @@ from onnxprune.samples.dataset import Dataset
 
 # Samples that tell which directions matter.
 SAMPLES = 16
+# Taps of a channel: their products are looked at, too.
+MOST_TAPS = 2304
 # Outputs whose weights are held in float64 together.
 CHUNK = 256
 # Weight of the identity in what taps show, relative to its mean diagonal.
@@ -95,9 +98,14 @@ class NarrowView(LinearView):
     def narrow(self, rows: Array) -> Array:
         return self.narrowing.seen(rows)
 
+    @cached_property
+    def _stored(self) -> Array:
+        """The weights over all inputs, in a type that products are fast and finite in."""
+        whole = self.linear.weights[self.group].reshape(len(self.rows), -1)
+        return np.asarray(whole, np.float32)
+
     def beside(self, rows: Array) -> Array:
-        stored = self.linear.weights[self.group].reshape(len(self.rows), -1)
-        given = rows @ stored.T * self.linear.alpha
+        given = np.asarray(rows, np.float32) @ self._stored.T * self.linear.alpha
         found: Array = given - self.narrowing.seen(rows) @ self.weights.T
         return found
 
@@ -128,7 +136,10 @@ def narrowings(
     seed: int,
     custom_ops: Sequence[str] = (),
 ) -> dict[str, Narrowing]:
-    """Those of the readers with too many inputs, by key; of one without taps there is none.
+    """Those of the readers with too many inputs, by key.
+
+    There is none of a reader whose channels have one tap or unequal counts of them, and of one that
+    has too many channels or taps itself.
 
     Args:
         most: inputs that are not too many.
@@ -139,8 +150,9 @@ def narrowings(
         if isinstance(view, LinearView) and len(view.columns) > most
         if (place := _taps(view)) is not None and len(place) <= most
     }
-    shown = _shown(model, wide, folds, seed, custom_ops)
-    return {key: _narrowing(*wide[key], spread, most) for key, spread in shown.items()}
+    with one_thread():
+        shown = _shown(model, wide, folds, seed, custom_ops)
+        return {key: _narrowing(*wide[key], spread, most) for key, spread in shown.items()}
 
 
 def _taps(view: LinearView) -> IntArray | None:
@@ -155,7 +167,7 @@ def _taps(view: LinearView) -> IntArray | None:
         taps = int(counts[0])
         if (counts != taps).any():
             return None
-    return order.reshape(-1, taps) if taps > 1 else None
+    return order.reshape(-1, taps) if 1 < taps <= MOST_TAPS else None
 
 
 def _shown(
@@ -169,7 +181,9 @@ def _shown(
     if not wide:
         return {}
     found = {key: np.zeros((place.shape[1],) * 2) for key, (_, place) in wide.items()}
-    known = batches(folds[:1])[:SAMPLES]
+    known = batches(folds[:1])
+    before = np.cumsum([0, *(len(batch.samples) for batch in known)])
+    known = [batch for batch, first in zip(known, before, strict=False) if first < SAMPLES]
     names = list(dict.fromkeys(n for view, _ in wide.values() for n in (*view.seen, *view.given)))
     walk = Walk(known, [set()], custom_ops)
     left = SAMPLES

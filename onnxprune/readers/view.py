@@ -207,6 +207,8 @@ class LinearView(View):
         value = values[self.seen[0]]
         if "Conv" not in self.node.op:
             return value.reshape(-1, value.shape[-1])[at]
+        if not len(at):
+            return np.zeros((0, self.size), value.dtype)
         out = made[self.given[0]].shape[2:]
         kernel = self.linear.weight.dims[2:]
         frame, area = window(self.node, kernel, value.shape[2:]), int(np.prod(out))

@@ -153,7 +153,7 @@ class Distance:
             found = divergences(self.kind, ours, theirs)
         else:
             a, b = ours.astype(np.float64), theirs.astype(np.float64)
-            columns = a.shape[-1] if a.ndim > 1 else 1
+            columns = a.shape[-1] if a.ndim > 1 or a.size != samples else 1
             self._spreads.setdefault(columns, Spread()).add(a.reshape(-1, columns))
             found = ((b - a) ** 2).reshape(len(a) if a.ndim else 1, -1).sum(axis=1)
         self._rows += len(found)

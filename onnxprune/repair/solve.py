@@ -20,7 +20,7 @@ SCALES = (0.6, 2.0)
 LEAST_VARIANCE = 1e-6
 # Folds that are held out in turn to choose the pull, by the number of inputs: wide readers cost.
 TURNS = ((256, 4), (1024, 2))
-# Outputs that tell the pull; of more, every second or third one is looked at.
+# Outputs that tell the pull; of n times as many, every n-th one is looked at.
 OUTPUTS = 1024
 # Relative error of a reader that was not touched: rounding.
 EXACT = 1e-9

@@ -154,6 +154,14 @@ def test_layers_of_integers_are_named(tmp_path: Path) -> None:
     whole, other = narrow()
     sound = onnxprune.prune(whole, data=other, target={"macs": 0.6}, **OFF)
     assert not [text for text in sound.json()["warnings"] if "refit" in text]
+    b = Builder(1)
+    parts = [b.node("MatMul", "x", b.weight(12, 16)) for _ in range(3)]
+    domain = {"domain": "com.microsoft", "num_heads": 2}
+    mixed = b.node("MultiHeadAttention", *parts, b.weight(48), **domain)
+    heads = b.model({"x": ["n", 6, 12]}, {b.node("MatMul", mixed, b.weight(16, 5)): ["n", 6, 5]})
+    tokens = {"x": b.rng.standard_normal((80, 6, 12)).astype(np.float32)}
+    found = onnxprune.prune(heads, data=tokens, target={"params": 0.6}, **OFF)
+    assert not [text for text in found.json()["warnings"] if "refit" in text]
 
 
 def test_few_samples_repair_nothing(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def net(kind: str, size: int = SIZE) -> ModelProto:
         found = b.node("Relu", b.node("Conv", made, kernel, b.add(np.zeros(CLASSES))))
         y = b.node("Flatten", b.node("GlobalAveragePool", found))
     elif kind == "flatten":
-        y = b.node("Gemm", b.node("Flatten", made), b.add(weights.reshape(CLASSES, -1).T))
+        rows = b.node("Flatten", made)
+        y = b.node("Gemm", rows, b.add(2 * weights.reshape(CLASSES, -1)), alpha=0.5, transB=1)
     else:
         rows = b.node("Flatten", b.node("Transpose", made, perm=[0, 2, 3, 1]))
         y = b.node("Gemm", rows, b.add(weights.swapaxes(1, 2).reshape(CLASSES, -1).T))
@@ -95,6 +96,28 @@ def test_what_is_seen_and_what_is_beside_make_the_whole(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_directions_leave_the_least_that_so_many_can(kind: str) -> None:
+    """Were channels independent: the trailing eigenvalues of C^1/2 W C^1/2."""
+    state = calibrated(net(kind), images())
+    view, found = seen_narrow(state, 4 * CHANNELS)
+    known = batches(folds(*state.calibration, 640)[:1])[:2]  # 16 samples
+    seen = [
+        view.inputs(values, np.arange(view.count(values)), values)
+        for values in Walk(known, [set()]).step(state.model, [*view.seen, *view.given])
+    ]
+    shown = np.concatenate(seen)[:, found.place].astype(np.float64)
+    spread = np.einsum("pct,pcs->ts", shown, shown)
+    apart = view.weights[:, found.place]
+    products = np.einsum("oct,ocs->ts", apart, apart)
+    values, vectors = np.linalg.eigh(spread)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    least = np.linalg.eigvalsh(root.T @ products @ root)[:-4].sum()
+    rest = apart - apart @ found.decode @ found.encode.T
+    left = np.einsum("oct,ts,ocs->", rest, spread, rest)
+    assert 0.999 * least < left < 1.01 * least
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_weights_are_stored_along_the_directions(kind: str) -> None:
     """Those over what is seen become the ones that were asked for; the rest stays."""
     state = calibrated(net(kind), images())
@@ -138,6 +161,63 @@ def test_maps_that_do_not_vary_count_as_one_place(
     less = measured(SIZE)
     np.testing.assert_allclose(less.curve.damage, whole.curve.damage, rtol=1e-3, atol=1e-6)
     assert np.argsort(less.order).tolist() == np.argsort(whole.order).tolist()
+
+
+def residual() -> ModelProto:
+    """A 3x3 layer that joins a stream, over channels of white noise."""
+    b = Builder(5)
+    h = b.node("Relu", b.node("Conv", "x", b.weight(16, 4, 3, 3), pads=[1] * 4))
+    h = b.node("Conv", h, b.weight(8, 16, 3, 3), pads=[1] * 4)
+    h = b.node("Relu", b.node("Add", h, b.node("Conv", "x", b.weight(8, 4, 1, 1))))
+    y = b.node("Flatten", b.node("GlobalAveragePool", b.node("Conv", h, b.weight(5, 8, 1, 1))))
+    return b.model({"x": ["n", 4, 8, 8]}, {y: ["n", 5]})
+
+
+@pytest.mark.parametrize("directions", [1, 4])
+def test_damage_to_a_stream_counts_what_is_not_seen(
+    directions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise has as much in each direction: one of nine would tell a ninth of the damage."""
+    x = np.random.default_rng(6).standard_normal((90, 4, 8, 8)).astype(np.float32)
+    state = calibrated(residual(), x)
+    parts = folds(*state.calibration, 640)
+
+    def damage() -> Any:
+        study = Study(state.model, state.subject.shapes[0], state[Dims], parts)
+        index = next(d.index for d in state[Dims].free if d.size == 16)
+        return study.run()[index].curve.damage[3:]
+
+    whole = damage()
+    monkeypatch.setattr(curves, "WIDEST", 16 * directions)
+    less = damage()
+    assert (less > whole / 2).all()
+    assert (less < whole * 2).all()
+
+
+def test_a_reader_behind_a_pool_sees_its_channels_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both signs of a layer go and stay together: they are taps of one channel."""
+    b = Builder(1)
+    h = b.node("Conv", "x", b.weight(16, 4, 1, 1), b.weight(16))
+    both = b.node("Relu", b.node("Concat", h, b.node("Neg", h), axis=1))
+    y = b.node("Gemm", b.node("Flatten", b.node("GlobalAveragePool", both)), b.weight(32, 5))
+    model = b.model({"x": ["n", 4, 3, 3]}, {y: ["n", 5]})
+    x = b.rng.standard_normal((60, 4, 3, 3)).astype(np.float32)
+    monkeypatch.setattr(curves, "WIDEST", 16)
+    monkeypatch.setattr(sweep, "WIDEST", 16)
+    made = prune(model, data={"x": x}, target={"params": 0.6}, latency_s=0)
+    assert made.cost["params"]["ratio"] <= 0.6
+
+
+def test_a_reader_of_too_much_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other Dims are; the score stands in for it."""
+    monkeypatch.setattr(curves, "WIDEST", 2 * CHANNELS)
+    monkeypatch.setattr(curves, "MOST_INPUTS", 2 * CHANNELS - 1)
+    model = net("window")
+    state = calibrated(model, images())
+    study = Study(state.model, state.subject.shapes[0], state[Dims], folds(*state.calibration, 640))
+    assert not study.run()
+    made = prune(model, data={"x": images()}, target={"params": 0.6}, latency_s=0)
+    assert made.cost["params"]["ratio"] <= 0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)

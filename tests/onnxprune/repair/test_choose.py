@@ -79,6 +79,24 @@ def test_a_batch_of_one_varies_from_sample_to_sample(shape: list[int]) -> None:
     assert many.mean() == pytest.approx(wanted, rel=1e-3)
 
 
+def test_outputs_without_a_batch_axis_vary_one_by_one() -> None:
+    """What lies between different outputs is no spread of any of them."""
+
+    def made(seed: int, *, flat: bool) -> Model:
+        b = Builder(seed)
+        y = b.node("Gemm", "x", b.weight(6, 3), b.add(np.arange(3) * 1000.0))
+        y = b.node("Reshape", y, b.ints(-1)) if flat else y
+        model = b.model({"x": [1, 6]}, {y: [3] if flat else [1, 3]})
+        model.graph.node[-1].output[0] = model.graph.output[0].name = "embedding"
+        return Model(model)
+
+    flat, rows = (
+        output_errors(made(0, flat=f), made(1, flat=f), dataset(made(0, flat=f).proto, data()))
+        for f in (True, False)
+    )
+    np.testing.assert_allclose(flat, rows, rtol=1e-6)
+
+
 def test_a_plan_is_judged_on_samples_that_it_was_not_repaired_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
