@@ -73,4 +73,5 @@ def _accuse(
 ) -> None:
     trouble = _in_child(source, custom_ops, must_run)
     if trouble:
-        raise ModelError(trouble, hint="export the model again") from error
+        sizes = "name sizes that it takes, --shape INPUT=1x3x224x224, or " if must_run else ""
+        raise ModelError(trouble, hint=f"{sizes}export the model again") from error

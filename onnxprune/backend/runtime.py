@@ -35,6 +35,8 @@ BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime
 SKELETON_BYTES = 16 * 2**20
 # Smaller initializers may be shapes, which ONNX Runtime needs to read while it loads.
 WEIGHT_ELEMENTS = 256
+# Inputs that a message names.
+MOST_LISTED = 4
 
 # Nodes that must run where the user asked; shape arithmetic may stay on the CPU.
 HEAVY = frozenset(
@@ -83,7 +85,18 @@ class Session:
         try:
             return list(self._native.run(outputs, dict(feeds)))
         except Exception as error:
-            raise ModelError(f"ONNX Runtime could not run the model: {_short(error)}") from error
+            raise ModelError(
+                f"ONNX Runtime could not run the model: {_short(error)}",
+                where=_listed(feeds),
+                hint="if it takes other sizes, name them: --shape INPUT=1x3x224x224",
+            ) from error
+
+
+def _listed(feeds: Mapping[str, Array]) -> str:
+    """What a model was fed, in words."""
+    sizes = {name: "x".join(map(str, np.shape(a))) or "one number" for name, a in feeds.items()}
+    words = [f"input `{name}` of {size}" for name, size in sizes.items()]
+    return ", ".join([*words[:MOST_LISTED], *["..."][: len(words) > MOST_LISTED]])
 
 
 def session(

@@ -17,6 +17,7 @@ from onnxprune.backend import runtime
 from onnxprune.backend.feeds import Spec, seeded_inputs
 from onnxprune.backend.runtime import provider_name, providers, refuse_doubled, session
 from onnxprune.errors import ModelError, UsageError
+from tests.builder import Builder
 
 
 def build(
@@ -288,3 +289,18 @@ def test_specs_of_a_graph_tell_unknown_rank_from_scalars() -> None:
     assert Spec.of(make("a", TensorProto.FLOAT, None)).shape is None
     assert Spec.of(make("a", TensorProto.FLOAT, [])).shape == ()
     assert Spec.of(make("a", TensorProto.INT64, [-1, "n", 2, None])).shape == (None, "n", 2, None)
+
+
+def test_a_model_that_does_not_run_is_told_with_its_sizes() -> None:
+    """The user sees what was fed, and how to name other sizes."""
+    b = Builder(0)
+    y = b.node("MatMul", "x", b.weight(3, 2))
+    model = b.model({"x": ["n", "k"], **{f"more{i}": [1] for i in range(9)}}, {y: ["n", 2]})
+    fed = {"x": np.zeros((2, 4), np.float32)}
+    fed |= {f"more{i}": np.zeros(1, np.float32) for i in range(9)}
+    with pytest.raises(ModelError) as caught:
+        session(model).run(fed)
+    assert caught.value.where == (
+        "input `x` of 2x4, input `more0` of 1, input `more1` of 1, input `more2` of 1, ..."
+    )
+    assert "--shape" in str(caught.value.hint)
