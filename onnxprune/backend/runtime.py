@@ -96,7 +96,7 @@ def _listed(feeds: Mapping[str, Array]) -> str:
     """What a model was fed, in words."""
     sizes = {name: "x".join(map(str, np.shape(a))) or "one number" for name, a in feeds.items()}
     words = [f"input `{name}` of {size}" for name, size in sizes.items()]
-    return ", ".join([*words[:MOST_LISTED], *["..."][: len(words) > MOST_LISTED]])
+    return ", ".join(words[:MOST_LISTED]) + (", ..." if len(words) > MOST_LISTED else "")
 
 
 def session(

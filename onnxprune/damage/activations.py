@@ -18,7 +18,7 @@ from onnxprune.manager import Analysis, State
 from onnxprune.planning.scores import FloatArray, Scores, Touches, finish, in_out
 from onnxprune.readers.find import find_views
 from onnxprune.readers.folds import folds
-from onnxprune.readers.narrow import narrowed, narrowings
+from onnxprune.readers.narrow import narrowed_views
 from onnxprune.readers.stats import IntArray, Moments, portions, total
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
@@ -78,8 +78,7 @@ def score(
     dims = state[Dims]
     views = find_views(state.model, state.subject.shapes[0], dims.ties)
     parts = folds(fit, decide, samples)
-    less = narrowings(state.model, views, WIDEST, parts, state.seed, custom_ops)
-    views |= {key: narrowed(views[key], own) for key, own in less.items()}
+    views = narrowed_views(state.model, views, WIDEST, parts, state.seed, custom_ops)
     worth, seen = np.zeros(dims.count), np.zeros(dims.count, np.bool_)
     with one_thread():
         for reading in _readings(state, [*views.values()], parts, custom_ops):

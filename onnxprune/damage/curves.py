@@ -25,7 +25,7 @@ from onnxprune.identity.dims import BoolArray, Dim, Dims
 from onnxprune.model.graph import Model
 from onnxprune.planning.damage import Curve
 from onnxprune.readers.find import find_views
-from onnxprune.readers.narrow import narrowed, narrowings
+from onnxprune.readers.narrow import narrowed_views
 from onnxprune.readers.stats import FloatArray, IntArray
 from onnxprune.readers.view import View
 from onnxprune.samples.dataset import Dataset
@@ -121,8 +121,9 @@ class Study:
         """The readers, those that are too wide in fewer directions; a stream's turn as they are."""
         turned = {key for stream in self._streams.values() for key in stream.keys}
         own = {key: view for key, view in self._views.items() if key not in turned}
-        less = narrowings(self.model, own, WIDEST, self.folds, self.seed, self.custom_ops)
-        return self._views | {key: narrowed(own[key], found) for key, found in less.items()}
+        return self._views | narrowed_views(
+            self.model, own, WIDEST, self.folds, self.seed, self.custom_ops
+        )
 
     def _side_by_side(
         self,

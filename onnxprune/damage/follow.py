@@ -14,6 +14,7 @@ from onnxprune.damage.trail import RAW, Axes, Carried, Form, Trail
 from onnxprune.identity.dims import Dim, Dims
 from onnxprune.identity.flow import FLOATS
 from onnxprune.model.graph import Model, Node
+from onnxprune.readers.narrow import MOST_TOGETHER
 from onnxprune.readers.view import View
 
 NORMS = {
@@ -26,8 +27,6 @@ SUMS = ("Sum", "Concat")
 MOVES = """Reshape Squeeze Unsqueeze Split Slice Flatten Gather Expand Tile AveragePool
     GlobalAveragePool""".split()
 MEANS = ("ReduceMean", "ReduceSum")
-# Inputs of a reader of a stream, at most: all are looked at with each other.
-WIDEST = 4608
 
 
 def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[int, Turnable]:
@@ -40,7 +39,7 @@ def find_streams(model: Model, dims: Dims, views: Mapping[str, View]) -> dict[in
     for dim in dims.free:
         if _may_be(dims, dim) and dim.index in touching:
             made = _followed(Trail(model, dims, views, dim), dim, touching[dim.index])
-            if made is not None and all(len(views[k].columns) <= WIDEST for k in made.keys):
+            if made is not None and all(len(views[k].columns) <= MOST_TOGETHER for k in made.keys):
                 found[dim.index] = made
     return found
 

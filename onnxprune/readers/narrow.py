@@ -22,6 +22,8 @@ from onnxprune.readers.stats import Array, FloatArray, IntArray, positions
 from onnxprune.readers.view import Changes, LinearView, View
 from onnxprune.samples.dataset import Dataset
 
+# Inputs of a reader that are solved for together: their products are a matrix of this size.
+MOST_TOGETHER = 4608
 # Samples that tell which directions matter.
 SAMPLES = 16
 # Taps of a channel: their products are looked at, too.
@@ -42,11 +44,6 @@ class Narrowing:
     """Shape (taps, directions): orthonormal; what is seen, from what the taps show."""
     decode: FloatArray
     """Shape (taps, directions): what taps show, as far as what is seen tells."""
-
-    @property
-    def columns(self) -> int:
-        """How many inputs are left."""
-        return int(self.place.shape[0] * self.encode.shape[1])
 
     def kept(self, stays: BoolArray) -> Narrowing:
         """The same where only some inputs are left: all taps of a channel or none.
@@ -126,6 +123,19 @@ def narrowed(view: View, narrowing: Narrowing) -> NarrowView:
     assert isinstance(view, LinearView), "only such have a narrowing"
     columns = np.repeat(view.columns[narrowing.place[:, 0]], narrowing.encode.shape[1])
     return NarrowView(view.node, view.label, view.rows, columns, view.linear, view.group, narrowing)
+
+
+def narrowed_views(
+    model: Model,
+    views: Mapping[str, View],
+    most: int,
+    folds: Sequence[Dataset],
+    seed: int,
+    custom_ops: Sequence[str] = (),
+) -> dict[str, View]:
+    """Readers of a model by key, those with more than so many inputs in fewer directions."""
+    less = narrowings(model, views, most, folds, seed, custom_ops)
+    return {key: narrowed(view, less[key]) if key in less else view for key, view in views.items()}
 
 
 def narrowings(

@@ -13,7 +13,7 @@ from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.frontier import Walk, batches
-from onnxprune.readers.stats import Array, FloatArray
+from onnxprune.readers.stats import Array, FloatArray, Moments, moments
 from onnxprune.repair.sweep import repaired
 from onnxprune.rules import load_rules
 from onnxprune.samples.dataset import Dataset
@@ -142,7 +142,8 @@ class Distance:
         self.kind: Kind | None = None
         self._errors: list[FloatArray] = []
         self._rows = 0
-        self._spreads: dict[int, Spread] = {}
+        self._seen: dict[int, tuple[FloatArray, Moments]] = {}
+        """By the length of the last axis: where it is counted from, and moments of rows."""
 
     def add(self, ours: Array, theirs: Array, samples: int) -> None:
         """A batch of the original and of the other."""
@@ -154,49 +155,29 @@ class Distance:
         else:
             a, b = ours.astype(np.float64), theirs.astype(np.float64)
             columns = a.shape[-1] if a.ndim > 1 or a.size != samples else 1
-            self._spreads.setdefault(columns, Spread()).add(a.reshape(-1, columns))
+            self._see(a.reshape(-1, columns))
             found = ((b - a) ** 2).reshape(len(a) if a.ndim else 1, -1).sum(axis=1)
         self._rows += len(found)
         self._errors.append(_shared(found, samples))
+
+    def _see(self, rows: FloatArray) -> None:
+        """Rows of the original: sums of what is large and nearly constant would cancel."""
+        columns = rows.shape[1]
+        pivot = self._seen[columns][0] if columns in self._seen else rows.mean(axis=0)
+        own = moments(rows - pivot, rows - pivot, is_full=False)
+        self._seen[columns] = pivot, self._seen[columns][1] + own if columns in self._seen else own
 
     def scale(self) -> float:
         """What errors are relative to, summed over samples; 0 where nothing can be compared."""
         if self.kind in DISTRIBUTIONS:
             return float(self._rows)
-        return sum(spread.total() for spread in self._spreads.values())
+        return sum(float(own.n * own.variance_t.sum()) for _, own in self._seen.values())
 
     @property
     def errors(self) -> FloatArray:
         """Of each sample, shape (samples,)."""
         found = np.concatenate(self._errors)
         return found * (len(found) / self.scale())
-
-
-class Spread:
-    """Squared distances of rows from their mean over all batches, batch by batch."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._pivot: FloatArray | float = 0.0
-        self._sum: FloatArray | float = 0.0
-        self._squares: FloatArray | float = 0.0
-
-    def add(self, rows: FloatArray) -> None:
-        """
-        Args:
-            rows: shape (n, columns), of as many columns each time.
-        """
-        if not self._count:  # sums of what is large and nearly constant would cancel
-            self._pivot = rows.mean(axis=0)
-        off = rows - self._pivot
-        self._count += len(rows)
-        self._sum = self._sum + off.sum(axis=0)
-        self._squares = self._squares + (off**2).sum(axis=0)
-
-    def total(self) -> float:
-        """Summed over rows and columns."""
-        found = self._squares - self._sum**2 / max(self._count, 1)
-        return float(np.maximum(found, 0.0).sum())
 
 
 def _shared(rows: FloatArray, samples: int) -> FloatArray:

@@ -168,7 +168,7 @@ def _solved(start: Affine, pull: float, seen: Moments, *, is_scaled: bool) -> Af
     return restored(seen, line) if is_scaled else line
 
 
-def turns(inputs: int) -> int:
+def held_out(inputs: int) -> int:
     """How many folds are held out in turn, the last ones; the others need not be told apart."""
     return next((n for width, n in TURNS if inputs <= width), 1)
 
@@ -178,12 +178,11 @@ def best_pull(folds: Sequence[Moments], start: Affine) -> float | None:
 
     Every fold is held out in turn; where that would take long, the last ones or one only.
     """
-    inputs, each = len(folds[-1].a), max(len(start.bias) // OUTPUTS, 1)
-    if each > 1:
-        folds = [fold.every(each) for fold in folds]
-        start = Affine(start.weights[::each], start.bias[::each])
+    inputs, step = len(folds[-1].a), max(len(start.bias) // OUTPUTS, 1)
+    folds = [fold.every(step) for fold in folds]
+    start = Affine(start.weights[::step], start.bias[::step])
     errors = dict.fromkeys(RIDGES, 0.0)
-    for held in range(len(folds))[-turns(inputs) :]:
+    for held in range(len(folds))[-held_out(inputs) :]:
         fit = total([fold for at, fold in enumerate(folds) if at != held])
         for pull in RIDGES:
             try:

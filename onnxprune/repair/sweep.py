@@ -19,7 +19,7 @@ from onnxprune.manager import Subject
 from onnxprune.model.graph import Model
 from onnxprune.readers.find import find_cut_views, find_views
 from onnxprune.readers.frontier import Batch, Walk, batches, held, sample
-from onnxprune.readers.narrow import narrowings
+from onnxprune.readers.narrow import MOST_TOGETHER, narrowings
 from onnxprune.readers.stats import (
     POSITIONS,
     Array,
@@ -32,8 +32,8 @@ from onnxprune.readers.stats import (
 from onnxprune.readers.view import Changes
 from onnxprune.repair.copies import apart, copied, together
 from onnxprune.repair.rotated import rotated
-from onnxprune.repair.solve import Affine, Repair, refit, repair, turns
-from onnxprune.repair.targets import WIDEST, Scalable, Solvable, Target, targets
+from onnxprune.repair.solve import Affine, Repair, held_out, refit, repair
+from onnxprune.repair.targets import Scalable, Solvable, Target, targets
 from onnxprune.repair.turned import turned
 from onnxprune.samples.dataset import Dataset
 
@@ -73,7 +73,7 @@ def repaired(
         model, views = whole, find_views(whole, known, dims.ties)
     cut = find_cut_views(thin, made.first, dims.ties, views, alive[dims.of])
     turns = turned(model, known, dims, alive, views, cut, folds, seed, custom_ops)
-    less = narrowings(model, views, WIDEST, folds, seed, custom_ops)
+    less = narrowings(model, views, MOST_TOGETHER, folds, seed, custom_ops)
     waves = targets(model, thin, made.first, dims, alive[dims.of], known, turns, less)
     sweep = Sweep(model, thin, folds, seed, custom_ops)
     return together(sweep.run(waves), made.model, thin), sweep.done
@@ -107,7 +107,7 @@ class Gathered:
 
     def __init__(self, target: Target, folds: int) -> None:
         self._target = target
-        count = min(turns(_width(target)) + 1, folds)
+        count = min(held_out(_width(target)) + 1, folds)
         self._joined = folds - count
         self._folds = [Gatherer(target.is_full) for _ in range(count)]
         self._apart = [Gatherer(True) for _ in range(count if target.is_apart else 0)]
@@ -215,5 +215,5 @@ def _width(target: Target) -> int:
 def _bytes(target: Target) -> int:
     """Of the sums of a target, while they are gathered and solved for."""
     width = _width(target)
-    sums = (turns(width) + 1) * (2 if target.is_apart else 1)
+    sums = (held_out(width) + 1) * (2 if target.is_apart else 1)
     return (sums + 2) * 8 * width**2

@@ -13,16 +13,13 @@ from onnxprune.cutting.compact import Take, takes
 from onnxprune.identity.dims import BoolArray, Dims
 from onnxprune.model.graph import Model, Node, bodies, free_names
 from onnxprune.readers.find import find_cut_views, find_views
-from onnxprune.readers.narrow import Narrowing, narrowed
+from onnxprune.readers.narrow import MOST_TOGETHER, Narrowing, narrowed
 from onnxprune.readers.stats import Array, FloatArray, IntArray
 from onnxprune.readers.stream import Stream, stream
 from onnxprune.readers.view import Changes, View, channel_rows
 from onnxprune.repair.solve import Affine
 from onnxprune.repair.turned import Turned
 from onnxprune.shape.shapes import Shapes
-
-# Inputs of a reader that are solved for together: their products are a matrix of this size.
-WIDEST = 4608
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +308,7 @@ class _Finder:
         self._views: dict[str, list[View]] = {}
         self._origins = find_views(original, known, dims.ties)
         for view in find_cut_views(cut, shapes, dims.ties, self._origins, alive).values():
-            self._views.setdefault(view.node.key, []).append(view)
+            self._views.setdefault(view.node.key, []).append(self._narrowed(view))
         self._thinned = {
             reader.key
             for reader in dims.ties.readers
@@ -337,23 +334,22 @@ class _Finder:
         return [[*led], [*found]] if any(one.view.own for one in found) else [[*found]]
 
     def _is_solvable(self, views: list[View]) -> bool:
-        return all(
-            v.key in self._origins and len(self._narrowed(v).columns) <= WIDEST for v in views
-        )
+        return all(v.key in self._origins and len(v.columns) <= MOST_TOGETHER for v in views)
 
     def _narrowed(self, view: View) -> View:
         """The reader in fewer directions, if it is one to see so."""
-        stays = self._stays(self._origins[view.key].columns)
-        if view.key not in self._less or view.key in self._turns or stays.sum() != view.size:
+        if view.key not in self._less or view.key in self._turns:
             return view
-        return narrowed(view, self._less[view.key].kept(stays))
+        stays = self._stays(self._origins[view.key].columns)
+        fits = int(stays.sum()) == view.size
+        return narrowed(view, self._less[view.key].kept(stays)) if fits else view
 
     def _stays(self, ids: IntArray) -> BoolArray:
         found: BoolArray = np.where(ids >= 0, self._alive[ids], True)
         return found
 
     def _solvable(self, view: View, depth: Mapping[str, int]) -> Solvable:
-        origin, view = self._origins[view.key], self._narrowed(view)
+        origin = self._origins[view.key]
         kept, stays = self._stays(origin.rows), self._stays(origin.columns)
         found = stream(self._cut, self._shapes, view)
         if found is not None and not (

@@ -138,7 +138,7 @@ def test_every_kind_of_layer_comes_closer(tmp_path: Path) -> None:
     assert off[True] < off[False] / 2
 
 
-def test_layers_of_integers_are_named(tmp_path: Path) -> None:
+def test_layers_of_integers_are_named() -> None:
     """They are cut, but their weights stay as they were sliced: the user is told which."""
     b = Builder(0)
     h = b.node("Relu", b.node("MatMul", "x", b.weight(8, 16)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.numpy_helper import from_array, to_array
 
 from onnxprune import prune
 from onnxprune.damage import curves
@@ -81,7 +81,7 @@ def test_what_is_seen_and_what_is_beside_make_the_whole(kind: str) -> None:
     state = calibrated(net(kind), images())
     view, found = seen_narrow(state, 4 * CHANNELS)
     made = narrowed(view, found)
-    assert len(made.columns) == found.columns == 4 * CHANNELS < made.size == TAPS[kind] * CHANNELS
+    assert len(made.columns) == 4 * CHANNELS < made.size == TAPS[kind] * CHANNELS
     assert sorted(found.place.ravel().tolist()) == list(range(made.size))
     for ids in view.columns[found.place]:
         assert len({*ids.tolist()}) == 1
@@ -93,6 +93,34 @@ def test_what_is_seen_and_what_is_beside_make_the_whole(kind: str) -> None:
     given = made.narrow(rows) @ made.weights.T + made.beside(rows) + made.bias
     np.testing.assert_allclose(given, view.outputs(values, at), atol=1e-4)
     assert np.std(made.beside(rows)) < np.std(given) / 2, "slow maps leave little beside"
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """What lies beside is summed in single precision, whatever the weights are stored in."""
+    proto = net("flatten")
+    for one in (*proto.graph.initializer,):
+        one.CopyFrom(from_array(to_array(one).astype(np.float16), one.name))
+    for one in (*proto.graph.input, *proto.graph.output):
+        one.type.tensor_type.elem_type = TensorProto.FLOAT16
+    state = calibrated(proto, images(), dtype=np.float16)
+    view, found = seen_narrow(state, 4 * CHANNELS)
+    made = narrowed(view, found)
+    assert made.linear.weights.dtype == np.float16
+    signs = np.sign(view.weights[:1]).astype(np.float16)  # all of the first sum is of one sign
+    rows = 3000 * signs
+    with np.errstate(over="ignore"):
+        assert np.isinf(rows @ made.linear.weights[0].reshape(CLASSES, -1).T).any()
+    given = made.narrow(rows) @ made.weights.T + made.beside(rows)
+    np.testing.assert_allclose(given, rows.astype(np.float64) @ view.weights.T, rtol=1e-3)
+
+
+def test_no_positions_are_no_rows() -> None:
+    """As of a value whose samples lie along another axis than its batch."""
+    state = calibrated(net("window"), images())
+    view, _ = seen_narrow(state, 4 * CHANNELS)
+    values = {name: np.zeros((1, CHANNELS, SIZE, SIZE), np.float32) for name in view.seen}
+    values |= {name: np.zeros((1, CLASSES, 4, 4), np.float32) for name in view.given}
+    assert view.inputs(values, np.arange(0), values).shape == (0, view.size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +168,7 @@ def test_what_stays_of_a_cut_reader_is_told_by_its_place() -> None:
     stays[found.place[[0, 5]]] = False
     less = found.kept(stays)
     before = np.arange(found.place.size)[stays]
-    assert less.columns == found.columns - 8
+    assert less.place.shape == (CHANNELS - 2, SIZE**2)
     assert np.array_equal(before[less.place], np.delete(found.place, [0, 5], axis=0))
 
 
@@ -203,13 +231,13 @@ def test_a_reader_behind_a_pool_sees_its_channels_twice(monkeypatch: pytest.Monk
     model = b.model({"x": ["n", 4, 3, 3]}, {y: ["n", 5]})
     x = b.rng.standard_normal((60, 4, 3, 3)).astype(np.float32)
     monkeypatch.setattr(curves, "WIDEST", 16)
-    monkeypatch.setattr(sweep, "WIDEST", 16)
+    monkeypatch.setattr(sweep, "MOST_TOGETHER", 16)
     made = prune(model, data={"x": x}, target={"params": 0.6}, latency_s=0)
     assert made.cost["params"]["ratio"] <= 0.6
 
 
 def test_a_reader_of_too_much_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other Dims are; the score stands in for it."""
+    """The score stands in."""
     monkeypatch.setattr(curves, "WIDEST", 2 * CHANNELS)
     monkeypatch.setattr(curves, "MOST_INPUTS", 2 * CHANNELS - 1)
     model = net("window")
@@ -222,7 +250,7 @@ def test_a_reader_of_too_much_is_not_measured(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_narrow_repair_is_better_than_none_and_little_worse_than_a_whole_one(
-    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On samples that the tool has not seen."""
     model, data, other = net(kind), {"x": images()}, dataset(net(kind), images(200))
@@ -241,7 +269,7 @@ def test_a_narrow_repair_is_better_than_none_and_little_worse_than_a_whole_one(
         return result
 
     monkeypatch.setattr(sweep, "narrowings", looked)
-    monkeypatch.setattr(sweep, "WIDEST", 3 * CHANNELS)
+    monkeypatch.setattr(sweep, "MOST_TOGETHER", 3 * CHANNELS)
     monkeypatch.setattr(curves, "WIDEST", 3 * CHANNELS)
     less = error()
     assert made
